@@ -1,0 +1,30 @@
+"""The score model: networks, what they predict, how they learn, and closed-form ones to measure against."""
+
+from models.embedding import SinusoidalEmbedding
+from models.exact import GaussianMixture
+from models.level_head import LevelHead
+from models.mlp import MLP
+from models.network import ScoreNetwork
+from models.parametrization import DataRow, NoiseRow, Parametrization, ScoreRow, VelocityRow, VRow
+from models.score_matching import denoising_score_matching
+from models.time_sampling import TimeSampler, UniformLogSNR, UniformTime
+from models.unet import UNet
+
+__all__ = [
+    "MLP",
+    "DataRow",
+    "GaussianMixture",
+    "LevelHead",
+    "NoiseRow",
+    "Parametrization",
+    "ScoreNetwork",
+    "ScoreRow",
+    "SinusoidalEmbedding",
+    "TimeSampler",
+    "UNet",
+    "UniformLogSNR",
+    "UniformTime",
+    "VRow",
+    "VelocityRow",
+    "denoising_score_matching",
+]

@@ -1,0 +1,36 @@
+"""The score model that learns: a network, an SDE, and what the network predicts."""
+
+import torch
+from torch import Tensor, nn
+
+from models.parametrization import ROWS, Parametrization
+from sde import GaussianSDE, Prediction, ScoreModel
+from sde.base import expand
+
+
+class ScoreNetwork(ScoreModel):
+    """A network ``net(x, label, **condition)`` as a score model under ``sde``.
+
+    The network sees x_t / sqrt(alpha^2 + sigma^2), of unit variance for data of unit variance, and the label
+    log(sigma / alpha) of shape ``(B,)``: in these, all Gaussian SDEs pose it the same problem. Both are computed in the
+    precision of ``x``, also under autocast.
+
+    Parameters
+    ----------
+    net: any module that maps ``(B, C, ...)`` to ``(B, outputs * C, ...)``.
+    parametrization: "noise", "data", "v", "velocity", "score", or a ``Parametrization`` such as ``LevelHead``.
+    """
+
+    def __init__(self, net: nn.Module, sde: GaussianSDE, parametrization: str | Parametrization = "noise"):
+        super().__init__(sde)
+        if isinstance(parametrization, str):
+            if parametrization not in ROWS:
+                raise ValueError(f"parametrization must be one of {', '.join(ROWS)}, found {parametrization!r}")
+            parametrization = ROWS[parametrization]()
+        self.net, self.parametrization = net, parametrization
+
+    def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        label = torch.log(sigma / alpha).expand(len(x))
+        output = self.net(x / expand(torch.hypot(alpha, sigma), x), label, **condition)
+        return self.parametrization.predict(output.to(x.dtype), x, t, self.sde)

@@ -1,0 +1,52 @@
+r"""Denoising score matching (Vincent, 2011; Song et al., 2021, eq. 7).
+
+For x_t = alpha x_0 + sigma eps the score of the kernel is -eps / sigma, and the objective is
+
+    E  lambda(t) / 2  |s(x_t, t) + eps / sigma|^2.
+
+The weighting "simple" (lambda = sigma^2, Ho et al., 2020, eq. 14) is the squared error of the network's own target;
+"likelihood" (lambda = g^2, Song et al., "Maximum likelihood training", 2021) integrates over time, up to a constant,
+to the Kullback-Leibler divergence that the score's error costs.
+"""
+
+import torch
+from torch import Tensor
+
+from models.network import ScoreNetwork
+from models.time_sampling import TimeSampler, UniformTime
+from sde.base import expand
+
+WEIGHTINGS = ("simple", "likelihood")
+
+
+def denoising_score_matching(
+    model: ScoreNetwork,
+    x0: Tensor,
+    weighting: str = "simple",
+    times: TimeSampler | None = None,
+    generator: torch.Generator | None = None,
+    **condition,
+) -> Tensor:
+    """Loss of each sample, ``(B,)``.
+
+    Parameters
+    ----------
+    x0: clean data, ``(B, ...)``.
+    weighting: "simple" - mean over the dimensions of the squared error of the unit row a x_0 + b eps of the model's
+        parametrization, at times drawn from ``times``; "likelihood" - an unbiased estimate of the integral over time of
+        (g^2 / 2) |score error|^2, nats per dimension, whatever ``times`` is.
+    times: distribution of the training times, ``UniformTime()`` by default.
+    generator: source of times and noise, on the device of ``x0``.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {weighting!r}")
+    times, sde = times or UniformTime(), model.sde
+    t = times.sample(len(x0), sde, generator, x0.device, x0.dtype)
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    x0_hat, eps_hat = model(sde.perturb(x0, t, eps), t, **condition)
+    if weighting == "simple":
+        a, b = (expand(c, x0) for c in model.parametrization.row(t, sde))
+        return (a * (x0_hat - x0) + b * (eps_hat - eps)).square().flatten(1).mean(1)
+    at = sde.coefficients(t)
+    weight = at.diffusion_squared / (2 * at.sigma.square() * times.density(t, sde))
+    return weight * (eps_hat - eps).square().flatten(1).mean(1)
