@@ -1,0 +1,34 @@
+"""The way back: samplers, the probability-flow ODE, and exact likelihoods."""
+
+from solvers.base import Output, Sampler, Solver, Step
+from solvers.bridge import DDIM, Ancestral
+from solvers.divergence import Divergence, Exact, Hutchinson
+from solvers.euler_maruyama import EulerMaruyama
+from solvers.grids import GRIDS, time_grid
+from solvers.heun import Heun
+from solvers.langevin import Langevin, PredictorCorrector
+from solvers.likelihood import Likelihood, log_likelihood
+from solvers.ode import ODEError
+from solvers.probability_flow import ProbabilityFlow
+
+__all__ = [
+    "DDIM",
+    "GRIDS",
+    "Ancestral",
+    "Divergence",
+    "EulerMaruyama",
+    "Exact",
+    "Heun",
+    "Hutchinson",
+    "Langevin",
+    "Likelihood",
+    "ODEError",
+    "Output",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "Sampler",
+    "Solver",
+    "Step",
+    "log_likelihood",
+    "time_grid",
+]

@@ -1,0 +1,94 @@
+"""torchdiffeq behind one function that never leaves the interval, controls every sample, and fails in words.
+
+What the plain call does otherwise: it evaluates the network beyond the end point and interpolates back; it takes one
+error norm over the batch, so that a sample's result depends on its companions; and it reports trouble as an
+``AssertionError`` or not at all.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+ADAPTIVE = ("dopri5", "dopri8")
+FIXED = ("euler", "midpoint", "rk4")
+
+State = tuple[Tensor, ...]
+
+
+class ODEError(RuntimeError):
+    """The integration of an ODE failed."""
+
+
+def check_method(method: str, rtol: float, atol: float, steps: int | None):
+    """Refuse a method, tolerances and steps that do not belong together."""
+    if method in FIXED:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"method={method!r} takes a fixed number of steps: give steps >= 1, found {steps!r}")
+    elif method not in ADAPTIVE:
+        known = f"{', '.join(ADAPTIVE)} (adaptive) or {', '.join(FIXED)} (fixed steps)"
+        raise ValueError(f"method must be one of {known}, found {method!r}")
+    elif steps is not None:
+        raise ValueError(f"method={method!r} chooses its own steps: leave steps out, or take method='rk4'")
+    elif not (rtol > 0 and atol > 0):
+        raise ValueError(f"rtol and atol must be positive, found rtol={rtol!r}, atol={atol!r}")
+
+
+def worst_sample(errors: State) -> Tensor:
+    """The largest, over samples and parts of the state, of the root mean square over a sample's values.
+
+    A step is accepted when every sample would accept it, so that the accuracy of one does not depend on the others.
+    """
+    return torch.stack([e.abs().square().flatten(1).mean(1).sqrt().max() for e in errors]).max()
+
+
+def integrate(
+    function: Callable[[Tensor, State], State],
+    state: State,
+    start: float,
+    end: float,
+    method: str = "dopri5",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    steps: int | None = None,
+    max_steps: int = 10_000,
+) -> State:
+    """The state at ``end`` of d(state)/dt = function(t, state), from ``state`` at ``start``; each part is ``(B, ...)``.
+
+    Raises ``ODEError`` with the time, the number of evaluations and a cure.
+    """
+    check_method(method, rtol, atol, steps)
+    watched = _Watched(function)
+    ends = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
+    if method in FIXED:
+        options = {"grid_constructor": lambda *_: torch.linspace(start, end, steps + 1).to(ends)}
+    else:
+        options = {"norm": worst_sample, "step_t": ends[1:], "max_num_steps": max_steps}
+    try:
+        path = odeint(watched, state, ends, rtol=rtol, atol=atol, method=method, options=options)
+    except AssertionError as error:
+        # torchdiffeq's own text may hold a whole tensor: its first words name the fault.
+        reason = str(error).split(":")[0][:80]
+        raise ODEError(
+            f"{method} stopped near t={watched.t:.3g} after {watched.calls} evaluations ({reason}); "
+            f"with rtol={rtol:g}, atol={atol:g}: loosen them, raise t_min, or take method='rk4' with steps"
+        ) from error
+    return tuple(part[-1] for part in path)
+
+
+class _Watched:
+    """The right-hand side, with its last time, the number of its calls, and a check of its values."""
+
+    def __init__(self, function: Callable[[Tensor, State], State]):
+        self.function, self.calls, self.t = function, 0, float("nan")
+
+    def __call__(self, t: Tensor, state: State) -> State:
+        self.calls, self.t = self.calls + 1, float(t)
+        slopes = self.function(t, state)
+        if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
+            raise ODEError(
+                f"the right-hand side is not finite at t={self.t:.3g} (evaluation {self.calls}); "
+                "check the network's weights, or raise t_min"
+            )
+        return slopes

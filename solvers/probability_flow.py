@@ -1,0 +1,51 @@
+"""The probability-flow ODE dx/dt = f - (g^2 / 2) score (Song et al., 2021, eq. 13), in both directions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde import Noise, ScoreModel
+from solvers.base import Output, Solver, counting
+from solvers.ode import check_method, integrate
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow(Solver):
+    """Samples and latents by torchdiffeq.
+
+    Parameters
+    ----------
+    rtol, atol: tolerances of an adaptive ``method`` ("dopri5", "dopri8"), which every sample meets.
+    steps: number of steps of a fixed-step ``method`` ("euler", "midpoint", "rk4").
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    method: str = "dopri5"
+    steps: int | None = None
+
+    def __post_init__(self):
+        check_method(self.method, self.rtol, self.atol, self.steps)
+
+    def encode(self, model: ScoreModel, x: Tensor) -> Output:
+        """The latent at t_max of data ``x`` of shape ``(B, ...)``; ``self(model, x_T=latent)`` brings it back."""
+        with torch.no_grad(), counting(model) as calls:
+            latent = self._integrate(model, x, model.sde.t_min, model.sde.t_max)
+        return Output(latent, calls.n)
+
+    def _solve(
+        self, model: ScoreModel, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]
+    ) -> Tensor:
+        sde = model.sde
+        visit(0, torch.tensor(sde.t_max).to(x), x)
+        x = self._integrate(model, x, sde.t_max, sde.t_min)
+        visit(1, torch.tensor(sde.t_min).to(x), x)
+        return x
+
+    def _integrate(self, model: ScoreModel, x: Tensor, start: float, end: float) -> Tensor:
+        def velocity(t: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
+            return (model.velocity(state[0], t.to(x)),)
+
+        return integrate(velocity, (x,), start, end, self.method, self.rtol, self.atol, self.steps)[0]
