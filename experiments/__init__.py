@@ -1,0 +1,1 @@
+"""What a run does: command line, data, dequantization, training, checkpoints, metrics, comparison, figures, report."""
