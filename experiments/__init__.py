@@ -1,1 +1,1 @@
-"""What a run does: command line, data, dequantization, training, checkpoints, metrics, comparison, figures, report."""
+"""What a run does: command line, data, training, checkpoints, comparison, likelihood, figures, report."""

@@ -1,0 +1,77 @@
+"""From a configuration node to an object: the one place that calls Hydra's ``instantiate``.
+
+A ``_target_`` names code to run. Only this project's own packages are allowed, so that a configuration file from
+elsewhere can't call anything else.
+"""
+
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+ALLOWED = ("sde.", "models.", "solvers.", "experiments.")
+_PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be built: says which key, what was expected, what was found."""
+
+
+def build(node: Any, *args: Any, where: str = "", **more: Any) -> Any:
+    """The object that ``node`` describes by its ``_target_``; ``more`` are further keyword arguments of it.
+
+    ``where`` is the node's key, for messages. Raises ``ConfigError`` for a target outside the project's packages, an
+    unknown parameter, a value of the wrong type, and whatever value the constructor refuses.
+    """
+    node = OmegaConf.create(node) if isinstance(node, dict) else node
+    for key, part in _targets(node, where):
+        _check(key, part)
+    try:
+        return instantiate(node, *args, **more)
+    except InstantiationException as error:
+        # Hydra wraps what a constructor says; a person wants the constructor's own words.
+        cause = error.__cause__
+        if isinstance(cause, (ValueError, TypeError)):
+            raise ConfigError(f"{where}: {cause}" if where else str(cause)) from error
+        raise cause or error from error
+
+
+def _targets(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield key, node
+        for name, child in node.items():
+            yield from _targets(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, ListConfig):
+        for i, child in enumerate(node):
+            yield from _targets(child, f"{key}[{i}]")
+
+
+def _check(key: str, node: DictConfig) -> None:
+    target = node["_target_"]
+    if not isinstance(target, str) or not target.startswith(ALLOWED):
+        allowed = ", ".join(f"{prefix}*" for prefix in ALLOWED)
+        raise ConfigError(f"{key}._target_: expected one of {allowed}, found {target!r}")
+    parameters = inspect.signature(_locate(key, target)).parameters
+    for name, value in node.items():
+        if name.startswith("_"):
+            continue
+        if name not in parameters:
+            raise ConfigError(f"{key}.{name}: {target} has no such parameter; it takes {', '.join(parameters)}")
+        expected = _PLAIN.get(parameters[name].annotation)
+        wrong = isinstance(value, bool) and bool not in (expected or ())
+        if expected and (wrong or not isinstance(value, expected)):
+            wanted = parameters[name].annotation.__name__
+            raise ConfigError(f"{key}.{name}: expected {wanted}, found {value!r}")
+
+
+def _locate(key: str, target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        raise ConfigError(f"{key}._target_: there is no {target}") from None

@@ -1,0 +1,107 @@
+"""The folder of a run: who owns it, how it ended, and what it measured."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "torchdiffeq", "numpy", "hydra-core", "scikit-learn", "matplotlib")
+
+
+class RunFolderTaken(ValueError):
+    """Another run wrote, or writes, into the folder."""
+
+
+class Run:
+    """One run's folder: ``status.json``, ``metrics.csv``, ``summary.json``, ``checkpoints/``, ``samples/``, ``figures/``.
+
+    Creating it claims the folder; a folder that holds a run already is refused, so that nothing is overwritten.
+    """
+
+    def __init__(self, folder: str | Path, task: str):
+        self.folder, self.started, self.summary = Path(folder), time.time(), {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._status = {"task": task, "state": "running", "pid": os.getpid(), "started": _now()}
+        try:
+            with (self.folder / "status.json").open("x") as file:
+                json.dump(self._status, file, indent=2)
+        except FileExistsError:
+            raise RunFolderTaken(
+                f"{self.folder} already holds a run, and nothing is overwritten; choose another hydra.run.dir"
+            ) from None
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the folder, whose parent exists."""
+        path = self.folder.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def note(self, **values: Any) -> None:
+        """Add values to the summary and write it, so that an aborted run keeps what it had measured."""
+        self.summary.update(values)
+        write_json(self.path("summary.json"), self.summary)
+
+    def end(self, state: str, error: str | None = None) -> None:
+        """Record how the run ended: "done", "failed" or "interrupted"."""
+        self._status |= {"state": state, "ended": _now(), "seconds": round(time.time() - self.started, 2)}
+        write_json(self.path("status.json"), self._status | ({"error": error} if error else {}))
+
+
+class Metrics:
+    """Rows of numbers in a CSV file, written through at once."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]):
+        self.file = path.open("x", newline="")
+        self.writer = csv.DictWriter(self.file, columns)
+        self.writer.writeheader()
+
+    def row(self, **values: Any) -> None:
+        """One row; columns without a value stay empty."""
+        self.writer.writerow(values)
+        self.file.flush()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, platform and commit that a number belongs to."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "platform": platform.platform(),
+        "git_commit": git_commit(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, with "-dirty" for local changes; None outside a repository."""
+    source = Path(__file__).resolve().parent.parent
+    try:
+        inside = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=source, capture_output=True)
+        if inside.returncode:
+            return None
+        return subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=source, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write through a temporary file, so that a reader never sees half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

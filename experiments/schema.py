@@ -1,0 +1,63 @@
+"""The typed shape of the configuration: a misspelt key or a value of the wrong type is refused at once.
+
+Nodes that name a class by ``_target_`` are open here; ``experiments.build`` checks them against that class.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Train:
+    steps: int = MISSING
+    batch_size: int = MISSING
+    learning_rate: float = MISSING
+    warmup: int = MISSING
+    clip: float = MISSING
+    ema: float = MISSING
+    weighting: str = MISSING
+    times: Any = MISSING
+    log_every: int = MISSING
+
+
+@dataclass
+class LikelihoodSettings:
+    divergence: Any = MISSING
+    method: str = MISSING
+    rtol: float = MISSING
+    atol: float = MISSING
+    steps: int | None = None
+    samples: int | None = None
+    batch_size: int = MISSING
+
+
+@dataclass
+class Compare:
+    samples: int = MISSING
+    seeds: int = MISSING
+    budgets: list[int] = MISSING
+    solvers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Config:
+    task: Any = MISSING
+    sde: Any = MISSING
+    net: Any = MISSING
+    parametrization: Any = MISSING
+    solver: Any = MISSING
+    data: Any = MISSING
+    train: Train = field(default_factory=Train)
+    likelihood: LikelihoodSettings = field(default_factory=LikelihoodSettings)
+    compare: Compare = field(default_factory=Compare)
+    seed: int = 0
+    device: str = "auto"
+    checkpoint: str | None = None
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name that ``conf/config.yaml`` extends."""
+    ConfigStore.instance().store(name="schema", node=Config)
