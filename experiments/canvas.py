@@ -78,7 +78,7 @@ def tile(images: Tensor, columns: int) -> Tensor:
     if columns < 1:
         raise ValueError(f"columns: expected at least 1, found {columns}.")
     columns = min(columns, len(images))
-    factor = max(1, TILE // max(images.shape[2:]))
+    factor = max(1, round(TILE / max(images.shape[2:])))
     pixels = ((images.clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1)
     pixels = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     tiles = torch.nn.functional.pad(pixels, (2, 2, 2, 2), value=1.0)

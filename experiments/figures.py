@@ -278,7 +278,7 @@ def _paths(axes, x: Tensor) -> None:
     progress = torch.linspace(0, 1, len(x) - 1).repeat(x.shape[1])
     colours = LinearSegmentedColormap.from_list("path", [ORANGE, "#b0b0b0", BLUE])
     axes.add_collection(LineCollection(pieces.numpy(), array=progress.numpy(), cmap=colours, linewidths=0.7, alpha=0.5))
-    axes.scatter(*x[0].T, s=14, facecolors="white", edgecolors=ORANGE, linewidths=1, label="noise", zorder=3)
+    axes.scatter(*x[0].T, s=14, facecolors="white", edgecolors=ORANGE, label="noise", zorder=3, clip_on=False)
     axes.scatter(*x[-1].T, s=10, color=BLUE, linewidths=0, label="samples", zorder=3)
 
 
