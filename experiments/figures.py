@@ -1,0 +1,349 @@
+"""Every figure of a run: functions from numbers to one PNG each, in one style.
+
+A function checks its input, draws, writes `path` (folders are made) and returns it. Wrong shapes and numbers that are
+not finite raise one ValueError before anything is drawn. The style and what the figures share are in `canvas`.
+"""
+
+from collections.abc import Sequence
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.canvas import (
+    BLUE,
+    DPI,
+    FAINT,
+    GREEN,
+    INK,
+    MARKERS,
+    ORANGE,
+    PALETTE,
+    RED,
+    arrangement,
+    canvas,
+    checked,
+    checked_images,
+    density_behind,
+    log_if_wide,
+    panel_axes,
+    plain_log_ticks,
+    readable,
+    running_mean,
+    show_image,
+    tile,
+)
+from experiments.labels import label_curves
+from experiments.metrics import Floor
+
+
+def image_grid(images: Tensor, path: Path, columns: int = 10, title: str | None = None) -> Path:
+    """Images (N, C, H, W) in [-1, 1], C 1 or 3, row by row in one grid, each pixel a square; values beyond clip."""
+    mosaic = tile(checked_images("images", images), columns)
+    with canvas(path, mosaic.shape[1] / DPI, mosaic.shape[0] / DPI, layout="none") as figure:
+        show_image(figure.add_axes((0, 0, 1, 1)), mosaic, title)
+    return path
+
+
+def samples_beside_real(real: Tensor, samples: dict[str, Tensor], path: Path, columns: int = 10) -> Path:
+    """One panel of held-out images (N, C, H, W) in [-1, 1], then one per sampler, as many rows of images in each."""
+    panels = {"held-out data": checked_images("real", real)}
+    shape = "N, {}, {}, {}".format(*panels["held-out data"].shape[1:])
+    panels |= {readable(name): checked(f"samples[{name!r}]", x, shape) for name, x in samples.items()}
+    fewest = min(len(x) for x in panels.values())
+    columns = min(columns, fewest)
+    mosaics = [tile(x[: fewest // columns * columns], columns) for x in panels.values()]
+    height, width = (size / DPI for size in mosaics[0].shape[:2])
+    down, across = arrangement(len(panels), most=3)
+    with canvas(path, across * (width + 0.15), down * (height + 0.35)) as figure:
+        for axes, title, mosaic in zip(panel_axes(figure, down, across, len(panels)), panels, mosaics, strict=True):
+            show_image(axes, mosaic, title)
+    return path
+
+
+def loss_curve(
+    steps: Sequence[int], losses: Sequence[float], path: Path, validation: Sequence[tuple[int, float]] | None = None
+) -> Path:
+    """Training loss (S,) at steps (S,), as it is and smoothed; `validation`: pairs (step, loss).
+
+    Smoothed is the mean over a window of 1/20 of the curve. Logarithmic when positive and spanning a factor of five.
+    """
+    y = checked("losses", losses, "S")
+    x = checked("steps", steps, str(len(y)))
+    held_out = checked("validation", validation, "V, 2") if validation is not None and len(validation) else None
+    window = max(1, len(y) // 20)
+    with canvas(path, 6.5, 3.8) as figure:
+        axes = figure.add_subplot(xlabel="training step", ylabel="loss")
+        axes.plot(x, y, color=BLUE, alpha=0.25, linewidth=0.8, label="each record")
+        axes.plot(x, running_mean(y, window), color=BLUE, linewidth=1.8, label=f"mean of {window} records")
+        if held_out is not None:
+            axes.plot(*held_out.T, "o", color=RED, markersize=4.5, label="validation")
+        log_if_wide(axes, y)
+        axes.legend()
+    return path
+
+
+def quality_against_nfe(rows: Sequence[dict], floor: Floor, path: Path) -> Path:
+    """Distance to held-out data against network evaluations: the lower left is best, the band is the best possible.
+
+    rows: dicts with "sampler", "nfe", "distance" and optionally "distance_std"; rows of one sampler are joined by a
+    line. floor: the distance of real data to held-out data (`noise_floor`), drawn as mean +- standard deviation.
+    """
+    curves = _curves(rows)
+    with canvas(path, 7.5, 5.0) as figure:
+        axes = figure.add_subplot(xlabel="network evaluations per sample (NFE)", ylabel="distance to held-out data")
+        for i, curve in enumerate(curves.values()):
+            axes.errorbar(*curve.T[:2], yerr=curve[:, 2], markersize=6, elinewidth=1, **_look(i))
+        _band(axes, floor)
+        axes.margins(x=0.15, y=0.12)
+        points = torch.cat(list(curves.values()))
+        axes.set_xscale("log")
+        plain_log_ticks(axes.xaxis)
+        log_if_wide(axes, torch.cat([points[:, 1], points.new_tensor([floor.mean])]))
+        colours = [_look(i)["color"] for i in range(len(curves))]
+        label_curves(axes, {readable(name): curve[:, :2] for name, curve in curves.items()}, colours)
+    return path
+
+
+def noise_to_data(trajectory: Tensor, times: Sequence[float], path: Path, columns: int = 10) -> Path:
+    """Images (K, N, C, H, W) on their way from noise to data: a row per sample, `columns` of the K `times`, t above.
+
+    Each column is divided by its standard deviation relative to that at the smallest t: all have the contrast of the
+    data, whether the SDE's noise has deviation 1 or 50.
+    """
+    x = checked("trajectory", trajectory, "K, N, C, H, W")
+    t = checked("times", times, str(len(x)))
+    chosen = torch.linspace(0, len(x) - 1, min(columns, len(x))).round().long()
+    contrast = x.flatten(1).std(dim=1, correction=0).clamp_min(1e-12)
+    shown = (x * (contrast[t.argmin()] / contrast).view(-1, 1, 1, 1, 1))[chosen]
+    mosaic = tile(checked_images("trajectory", shown.transpose(0, 1).flatten(0, 1)), len(chosen))
+    centres = (torch.arange(len(chosen)) + 0.5) * mosaic.shape[1] / len(chosen)
+    with canvas(path, mosaic.shape[1] / DPI, mosaic.shape[0] / DPI, layout="none") as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        show_image(axes, mosaic, None)
+        for centre, value in zip(centres.tolist(), t[chosen].tolist(), strict=True):
+            words = f"{value:.2g}".replace("e-0", "e-")
+            axes.text(centre, -6, words, ha="center", va="bottom", fontsize=9)
+        axes.text(-6, -6, "t =", ha="right", va="bottom", fontsize=9)
+    return path
+
+
+def trajectories_2d(trajectory: Tensor, path: Path, data: Tensor | None = None) -> Path:
+    """Paths (K, N, 2) from noise (first) to samples (last) over the density of `data` (M, 2).
+
+    Where the noise starts five times as far out, both axes are asinh: linear near 0, logarithmic far from it.
+    """
+    x = checked("trajectory", trajectory, "K, N, 2")
+    real = None if data is None else checked("data", data, "M, 2")
+    inner = 1.15 * max(part.abs().max().item() for part in (x[-1], real) if part is not None)
+    outer = max(1.05 * x.abs().max().item(), inner)
+    with canvas(path, 5.6, 6.0) as figure:
+        axes = figure.add_subplot(box_aspect=1)
+        if outer > 5 * inner:
+            axes.set_xscale("asinh", linear_width=inner / 4)
+            axes.set_yscale("asinh", linear_width=inner / 4)
+        axes.set(xlim=(-outer, outer), ylim=(-outer, outer), xlabel="$x_1$", ylabel="$x_2$")
+        if real is not None:
+            density_behind(axes, real, inner)
+        _paths(axes, x)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return path
+
+
+def score_fields(exact: Tensor, learned: Tensor, grid: Tensor, path: Path, times: Sequence[float]) -> Path:
+    """Exact and learned scores (T, M, M, 2) on `grid` (M, M, 2), a row per time, and |learned - exact| / |exact|.
+
+    Arrows give the direction and colours the length. The relative error is large around zeros of the exact score.
+    """
+    t = checked("times", times, "T").tolist()
+    exact = checked("exact", exact, f"{len(t)}, M, M, 2")
+    shape = f"{exact.shape[1]}, {exact.shape[2]}, 2"
+    learned, grid = checked("learned", learned, f"{len(t)}, {shape}"), checked("grid", grid, shape)
+    error = (learned - exact).norm(dim=-1) / exact.norm(dim=-1).clamp_min(1e-12)
+    with canvas(path, 10.5, 3.0 * len(t) + 0.4, layout="compressed") as figure:
+        for row, axes in enumerate(figure.subplots(len(t), 3, squeeze=False, sharex=True, sharey=True)):
+            _arrows(figure, axes[:2], grid, exact[row], learned[row])
+            _error_map(figure, axes[2], grid, error[row])
+            axes[0].set_ylabel(f"t = {t[row]:.2g}")
+            for column, title in enumerate(("exact score", "learned score", "relative error") if row == 0 else ()):
+                axes[column].set_title(title)
+    return path
+
+
+def density_maps(exact: Tensor, learned: Tensor, grid: Tensor, path: Path) -> Path:
+    """Exact and learned log-densities (M, M), in nats, on `grid` (M, M, 2) in one colour scale, and their difference.
+
+    The scale ends 12 nats below the exact maximum; beyond, the difference is left out (grey).
+    """
+    exact = checked("exact", exact, "M, M")
+    shape = f"{exact.shape[0]}, {exact.shape[1]}"
+    learned, grid = checked("learned", learned, shape), checked("grid", grid, f"{shape}, 2")
+    top = exact.max().item()
+    difference = learned - exact
+    difference[exact < top - 12] = torch.nan
+    limit = max(difference.nan_to_num().abs().max().item(), 1e-6)
+    with canvas(path, 11, 3.6, layout="compressed") as figure:
+        left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
+        for axes, values, title in ((left, exact, "exact"), (middle, learned, "learned")):
+            densities = _map(axes, grid, values, title, vmin=top - 12, vmax=top)
+        figure.colorbar(densities, ax=[left, middle], label="log-density (nats)", extend="both")
+        colours = _map(
+            right,
+            grid,
+            difference,
+            "learned - exact (grey: off scale)",
+            vmin=-limit,
+            vmax=limit,
+            cmap="RdBu_r",
+        )
+        right.set_facecolor("#d4d4d4")
+        figure.colorbar(colours, ax=right, label="difference (nats)")
+    return path
+
+
+def audit_bars(
+    ours: dict[str, float], baselines: dict[str, tuple[float, float]], value: float, stderr: float, path: Path
+) -> Path:
+    """The parts of our bits per dimension, end to end up to `value` +- `stderr`, and that beside the baselines.
+
+    ours: part -> bits per dimension, signed, sum `value` (to 1e-3; else ValueError). baselines: name -> (bits per
+    dimension, standard error). Error bars are one standard error.
+    """
+    parts = checked("ours", list(ours.values()), "P")
+    if not abs(parts.sum().item() - value) < 1e-3:
+        raise ValueError(f"ours: expected parts that sum to value = {value:.4f}, found a sum of {parts.sum():.4f}.")
+    rows = [("ours", value, stderr), *((readable(name), *pair) for name, pair in baselines.items())]
+    ranked = sorted(rows, key=itemgetter(1))
+    checked("baselines, value, stderr", [row[1:] for row in ranked], "B, 2")
+    with canvas(path, 11, 1.3 + 0.42 * max(len(parts) + 1, len(ranked))) as figure:
+        left, right = figure.subplots(1, 2)
+        _waterfall(left, [readable(name) for name in ours], parts)
+        _ranking(right, ranked)
+    return path
+
+
+def samples_2d(samples: dict[str, Tensor], path: Path, data: Tensor) -> Path:
+    """Data (M, 2), then the samples (N, 2) of each sampler, on equal axes set by the data; titles count the rest."""
+    panels = {"held-out data": checked("data", data, "M, 2")}
+    panels |= {readable(name): checked(f"samples[{name!r}]", x, "N, 2") for name, x in samples.items()}
+    low, high = (extreme(panels["held-out data"], dim=0).values for extreme in (torch.min, torch.max))
+    centre, reach = (low + high) / 2, 0.65 * (high - low).max().clamp_min(1e-6)
+    down, across = arrangement(len(panels), most=4)
+    with canvas(path, 2.9 * across, 3.1 * down) as figure:
+        for i, (axes, name) in enumerate(zip(panel_axes(figure, down, across, len(panels)), panels, strict=True)):
+            x = panels[name]
+            beyond = int(((x - centre).abs() > reach).any(dim=1).sum())
+            axes.scatter(*x.T, s=5, alpha=0.5, linewidths=0, color=BLUE if i else FAINT)
+            axes.set(xlim=_around(centre[0], reach), ylim=_around(centre[1], reach), box_aspect=1)
+            axes.set_title(name + (f"\n{beyond} of {len(x)} beyond the frame" if beyond else ""))
+    return path
+
+
+def _around(centre: Tensor, reach: Tensor) -> tuple[float, float]:
+    return (centre - reach).item(), (centre + reach).item()
+
+
+def _curves(rows: Sequence[dict]) -> dict[str, Tensor]:
+    """Sampler -> (R, 3): NFE in increasing order, distance, and its deviation (0 where it is not given)."""
+    table = [(row["nfe"], row["distance"], row.get("distance_std") or 0.0) for row in rows]
+    values = checked("rows", table, "R, 3")
+    curves: dict[str, list[int]] = {}
+    for i in values[:, 0].argsort(stable=True).tolist():
+        curves.setdefault(rows[i]["sampler"], []).append(i)
+    return {name: values[index] for name, index in sorted(curves.items())}
+
+
+def _look(i: int) -> dict:
+    dashed = i // len(PALETTE) % 2
+    style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+    return style | {"linestyle": "--" if dashed else "-", "linewidth": 1.4}
+
+
+def _band(axes, floor: Floor) -> None:
+    axes.axhspan(floor.mean - floor.std, floor.mean + floor.std, color=FAINT, alpha=0.3, linewidth=0)
+    axes.axhline(floor.mean, color=FAINT, linewidth=1)
+    text = f"real data\n{floor.mean:.3g} ± {floor.std:.1g}"
+    axes.annotate(
+        text, (1, floor.mean), (4, 0), ("axes fraction", "data"), "offset points", va="center", color="#5a5a5a"
+    )
+
+
+def _paths(axes, x: Tensor) -> None:
+    """Paths (K, N, 2), orange where they start and blue where they end."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import LinearSegmentedColormap
+
+    pieces = torch.stack([x[:-1], x[1:]], dim=2).transpose(0, 1).flatten(0, 1)
+    progress = torch.linspace(0, 1, len(x) - 1).repeat(x.shape[1])
+    colours = LinearSegmentedColormap.from_list("path", [ORANGE, "#b0b0b0", BLUE])
+    axes.add_collection(LineCollection(pieces.numpy(), array=progress.numpy(), cmap=colours, linewidths=0.7, alpha=0.5))
+    axes.scatter(*x[0].T, s=14, facecolors="white", edgecolors=ORANGE, label="noise", zorder=3, clip_on=False)
+    axes.scatter(*x[-1].T, s=10, color=BLUE, linewidths=0, label="samples", zorder=3)
+
+
+def _arrows(figure, pair: Sequence, grid: Tensor, exact: Tensor, learned: Tensor) -> None:
+    """Scores (M, M, 2) on two axes: arrows of one length, coloured by the score's length on one logarithmic scale."""
+    from matplotlib.colors import LogNorm
+
+    few = slice(None, None, -(-len(grid) // 20))
+    lengths = exact.norm(dim=-1)
+    top = max(lengths.max().item(), 1e-6)
+    norm = LogNorm(max(lengths.min().item(), top / 1000), top)
+    for axes, field in zip(pair, (exact, learned), strict=True):
+        length = field.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        arrows = [part[few, few].numpy() for part in (*grid.unbind(-1), *(field / length).unbind(-1), length[..., 0])]
+        drawn = axes.quiver(*arrows, norm=norm, pivot="mid", scale=22, width=0.006)
+        axes.set(aspect="equal")
+        axes.grid(False)
+    figure.colorbar(drawn, ax=list(pair), label="|score|")
+
+
+def _error_map(figure, axes, grid: Tensor, error: Tensor) -> None:
+    from matplotlib.colors import LogNorm
+
+    colours = _map(axes, grid, error, "", norm=LogNorm(1e-3, 1))
+    figure.colorbar(colours, ax=axes, extend="both", label="|learned - exact| / |exact|")
+
+
+def _map(axes, grid: Tensor, values: Tensor, title: str, **colours):
+    """Values (M, M) on a grid (M, M, 2) as colours; what a colour bar needs is returned."""
+    axes.set(title=title, aspect="equal")
+    axes.grid(False)
+    return axes.pcolormesh(
+        *grid.permute(2, 0, 1).numpy(), values.numpy(), shading="nearest", rasterized=True, **colours
+    )
+
+
+def _waterfall(axes, names: list[str], parts: Tensor) -> None:
+    """Signed parts (P,), each from where the one above it ends, and their sum."""
+    starts = torch.cat([parts.cumsum(dim=0) - parts, parts.new_zeros(1)]).tolist()
+    widths = [*parts.tolist(), parts.sum().item()]
+    colours = [*(RED if part > 0 else GREEN for part in parts.tolist()), BLUE]
+    bars = axes.barh([*names, "total"], widths, left=starts, color=colours, height=0.6)
+    axes.bar_label(bars, [f"{width:+.3f}" for width in widths[:-1]] + [f"{widths[-1]:.3f}"], padding=4, fontsize=9)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set(title="parts of our bits per dimension", xlabel="bits per dimension", ymargin=0.03)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.22)
+    _as_table(axes)
+
+
+def _ranking(axes, rows: list[tuple[str, float, float]]) -> None:
+    names, values, errors = zip(*rows, strict=True)
+    colours = [BLUE if name == "ours" else FAINT for name in names]
+    bars = axes.barh(names, values, xerr=errors, color=colours, height=0.6, error_kw={"capsize": 3, "ecolor": INK})
+    labels = [
+        f"{value:.3f}" + (f" ± {error:.3f}" if error else "") for value, error in zip(values, errors, strict=True)
+    ]
+    axes.bar_label(bars, labels, padding=4, fontsize=9)
+    axes.set(title="beside baselines (lower is better)", xlabel="bits per dimension", xmargin=0.25)
+    _as_table(axes)
+
+
+def _as_table(axes) -> None:
+    """First bar on top, no lines between the names."""
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
