@@ -21,15 +21,15 @@ class ConfigError(ValueError):
     """A configuration that can't be built: says which key, what was expected, what was found."""
 
 
-def build(node: Any, *args: Any, where: str = "", **more: Any) -> Any:
+def build(node: Any, *args: Any, where: str = "", allowed: tuple[str, ...] = ALLOWED, **more: Any) -> Any:
     """The object that ``node`` describes by its ``_target_``; ``more`` are further keyword arguments of it.
 
-    ``where`` is the node's key, for messages. Raises ``ConfigError`` for a target outside the project's packages, an
-    unknown parameter, a value of the wrong type, and whatever value the constructor refuses.
+    ``where`` is the node's key, for messages; ``allowed`` the prefixes that a target may have. Raises ``ConfigError``
+    for another target, an unknown parameter, a value of the wrong type, and whatever value the constructor refuses.
     """
     node = OmegaConf.create(node) if isinstance(node, dict) else node
     for key, part in _targets(node, where):
-        _check(key, part)
+        _check(key, part, allowed)
     try:
         return instantiate(node, *args, **more)
     except InstantiationException as error:
@@ -51,11 +51,11 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:
             yield from _targets(child, f"{key}[{i}]")
 
 
-def _check(key: str, node: DictConfig) -> None:
+def _check(key: str, node: DictConfig, allowed: tuple[str, ...]) -> None:
     target = node["_target_"]
-    if not isinstance(target, str) or not target.startswith(ALLOWED):
-        allowed = ", ".join(f"{prefix}*" for prefix in ALLOWED)
-        raise ConfigError(f"{key}._target_: expected one of {allowed}, found {target!r}")
+    if not isinstance(target, str) or not target.startswith(allowed):
+        known = ", ".join(f"{prefix}*" for prefix in allowed)
+        raise ConfigError(f"{key}._target_: expected one of {known}, found {target!r}")
     parameters = inspect.signature(_locate(key, target)).parameters
     for name, value in node.items():
         if name.startswith("_"):

@@ -80,6 +80,13 @@ def build_model(config: DictConfig | dict, convention: dict[str, Any], train: Te
     """The score network of a configuration's ``sde``, ``net`` and ``parametrization`` for data of a convention."""
     config = OmegaConf.create(config) if isinstance(config, dict) else config
     shape, levels = tuple(convention["shape"]), convention["levels"]
-    head = build(config.parametrization, where="parametrization", shape=shape, levels=levels, train=train)
-    net = build(config.net, where="net", shape=shape, outputs=head.outputs)
-    return ScoreNetwork(net, build(config.sde, where="sde"), head)
+    head = build(
+        config.parametrization,
+        where="parametrization",
+        allowed=("experiments.problem.",),
+        shape=shape,
+        levels=levels,
+        train=train,
+    )
+    net = build(config.net, where="net", allowed=("models.",), shape=shape, outputs=head.outputs)
+    return ScoreNetwork(net, build(config.sde, where="sde", allowed=("sde.",)), head)

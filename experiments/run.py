@@ -20,7 +20,7 @@ class RunFolderTaken(ValueError):
 
 
 class Run:
-    """One run's folder: ``status.json``, ``metrics.csv``, ``summary.json``, ``checkpoints/``, ``samples/``, ``figures/``.
+    """One run's folder: ``status.json``, ``metrics.csv``, ``summary.json``, and folders of checkpoints and figures.
 
     Creating it claims the folder; a folder that holds a run already is refused, so that nothing is overwritten.
     """

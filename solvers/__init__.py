@@ -1,6 +1,6 @@
 """The way back: samplers, the probability-flow ODE, and exact likelihoods."""
 
-from solvers.base import Output, Sampler, Solver, Step
+from solvers.base import GridSampler, Output, Sampler, SamplingDiverged, Solver, Step
 from solvers.bridge import DDIM, Ancestral
 from solvers.divergence import Divergence, Exact, Hutchinson
 from solvers.euler_maruyama import EulerMaruyama
@@ -18,6 +18,7 @@ __all__ = [
     "Divergence",
     "EulerMaruyama",
     "Exact",
+    "GridSampler",
     "Heun",
     "Hutchinson",
     "Langevin",
@@ -27,6 +28,7 @@ __all__ = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "Sampler",
+    "SamplingDiverged",
     "Solver",
     "Step",
     "log_likelihood",

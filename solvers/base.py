@@ -7,8 +7,9 @@ nothing else. All that depends on time alone is computed for the whole grid, in 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -140,30 +141,21 @@ class Step:
         return self.model(x, self.t)
 
 
-@dataclass(frozen=True)
 class Sampler(Solver):
-    """A solver with a fixed number of steps.
+    """A solver with a fixed number of steps over a grid of times (see ``solvers.grids``)."""
 
-    Parameters
-    ----------
-    steps: number of steps.
-    grid: "uniform", "log_snr" or "karras" (see ``solvers.grids``).
-    final: "mean" - the last step adds no noise; "sample" - it does; "denoise" - the posterior mean of x_0 at t_min in
-        place of the sample, for one more call of the model.
-    """
+    steps: int
+    grid: str
+    final: str
 
-    steps: int = 100
-    grid: str = "uniform"
-    final: str = "mean"
+    @property
+    @abstractmethod
+    def calls_per_step(self) -> int:
+        """Calls of the model in one step."""
 
-    def __post_init__(self):
-        name = type(self).__name__
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"{name}: steps must be a positive integer, found {self.steps!r}")
-        if self.grid not in GRIDS:
-            raise ValueError(f"{name}: grid must be one of {', '.join(GRIDS)}, found {self.grid!r}")
-        if self.final not in FINALS:
-            raise ValueError(f"{name}: final must be one of {', '.join(FINALS)}, found {self.final!r}")
+    @abstractmethod
+    def with_steps(self, steps: int) -> Self:
+        """The same sampler with another number of steps."""
 
     @abstractmethod
     def step(self, x: Tensor, step: Step) -> Tensor:
@@ -199,6 +191,35 @@ class Sampler(Solver):
                 f"{self}: {bad} of {len(x)} samples are not finite after the last step; use more steps, another grid, "
                 "or a smaller t_max / sigma_max, and check that the network was trained under this SDE"
             )
+
+
+@dataclass(frozen=True)
+class GridSampler(Sampler):
+    """A sampler that has its own number of steps and grid.
+
+    Parameters
+    ----------
+    steps: number of steps.
+    grid: "uniform", "log_snr" or "karras" (see ``solvers.grids``).
+    final: "mean" - the last step adds no noise; "sample" - it does; "denoise" - the posterior mean of x_0 at t_min in
+        place of the sample, for one more call of the model.
+    """
+
+    steps: int = 100
+    grid: str = "uniform"
+    final: str = "mean"
+
+    def __post_init__(self):
+        name = type(self).__name__
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"{name}: steps must be a positive integer, found {self.steps!r}")
+        if self.grid not in GRIDS:
+            raise ValueError(f"{name}: grid must be one of {', '.join(GRIDS)}, found {self.grid!r}")
+        if self.final not in FINALS:
+            raise ValueError(f"{name}: final must be one of {', '.join(FINALS)}, found {self.final!r}")
+
+    def with_steps(self, steps: int) -> Self:
+        return replace(self, steps=steps)
 
 
 class _Draws:

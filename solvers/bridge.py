@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solvers.base import Sampler, Step
+from solvers.base import GridSampler, Step
 
 
 def bridge(x: Tensor, step: Step, eta: float) -> Tensor:
@@ -26,10 +26,11 @@ def bridge(x: Tensor, step: Step, eta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DDIM(Sampler):
+class DDIM(GridSampler):
     """Deterministic for ``eta`` = 0, order 1; ancestral for ``eta`` = 1. One call a step."""
 
     eta: float = 0.0
+    calls_per_step = 1
 
     def __post_init__(self):
         super().__post_init__()
@@ -41,8 +42,10 @@ class DDIM(Sampler):
 
 
 @dataclass(frozen=True)
-class Ancestral(Sampler):
+class Ancestral(GridSampler):
     """Draws from the exact transition q(x_s | x_t, x_0) at the predicted x_0; weak order 1, one call a step."""
+
+    calls_per_step = 1
 
     def step(self, x: Tensor, step: Step) -> Tensor:
         return bridge(x, step, eta=1.0)

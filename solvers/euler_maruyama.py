@@ -4,16 +4,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.base import Sampler, Step
+from solvers.base import GridSampler, Step
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Sampler):
+class EulerMaruyama(GridSampler):
     """x_s = x_t - (t - s) [f - g^2 score] + g sqrt(t - s) z: weak order 1, one call a step.
 
     >>> EulerMaruyama(steps=1000).steps
     1000
     """
+
+    calls_per_step = 1
 
     def step(self, x: Tensor, step: Step) -> Tensor:
         sde, dt = step.model.sde, step.t - step.s

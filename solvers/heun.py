@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.base import Sampler, Step
+from solvers.base import GridSampler, Step
 
 
 @dataclass(frozen=True)
-class Heun(Sampler):
+class Heun(GridSampler):
     """Trapezoidal rule for d(x / alpha) = eps d(sigma / alpha): order 2, two calls a step."""
 
     grid: str = "karras"
+    calls_per_step = 2
 
     def step(self, x: Tensor, step: Step) -> Tensor:
         ratio_t, ratio_s = step.sigma_t / step.alpha_t, step.sigma_s / step.alpha_s

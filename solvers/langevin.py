@@ -8,17 +8,17 @@ for the curvature of -log p_t never exceeds 1 / sigma^2. The step is not correct
 stationary variance is too large by about 1 / (1 - snr^2) in high dimension.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sde.base import expand
-from solvers.base import Sampler, Step
+from solvers.base import GridSampler, Sampler, Step
 
 
 @dataclass(frozen=True)
-class Langevin(Sampler):
+class Langevin(GridSampler):
     """Langevin steps at the earlier time of each interval: alone it is annealed Langevin dynamics over the grid.
 
     Parameters
@@ -35,6 +35,10 @@ class Langevin(Sampler):
             raise ValueError(f"Langevin: snr must be positive, found {self.snr!r}")
         if not isinstance(self.corrections, int) or self.corrections < 0:
             raise ValueError(f"Langevin: corrections must be an integer of at least 0, found {self.corrections!r}")
+
+    @property
+    def calls_per_step(self) -> int:
+        return self.corrections
 
     def step(self, x: Tensor, step: Step) -> Tensor:
         for _ in range(self.corrections):
@@ -56,9 +60,6 @@ class PredictorCorrector(Sampler):
     50
     """
 
-    steps: int = field(init=False)
-    grid: str = field(init=False)
-    final: str = field(init=False)
     predictor: Sampler
     corrector: Sampler
 
@@ -66,8 +67,25 @@ class PredictorCorrector(Sampler):
         for role in ("predictor", "corrector"):
             if not isinstance(getattr(self, role), Sampler):
                 raise TypeError(f"PredictorCorrector: {role} must be a Sampler, found {getattr(self, role)!r}")
-        for name in ("steps", "grid", "final"):
-            object.__setattr__(self, name, getattr(self.predictor, name))
+
+    @property
+    def steps(self) -> int:
+        return self.predictor.steps
+
+    @property
+    def grid(self) -> str:
+        return self.predictor.grid
+
+    @property
+    def final(self) -> str:
+        return self.predictor.final
+
+    @property
+    def calls_per_step(self) -> int:
+        return self.predictor.calls_per_step + self.corrector.calls_per_step
+
+    def with_steps(self, steps: int) -> "PredictorCorrector":
+        return PredictorCorrector(self.predictor.with_steps(steps), self.corrector)
 
     def step(self, x: Tensor, step: Step) -> Tensor:
         return self.corrector.step(self.predictor.step(x, step), step)

@@ -1,0 +1,98 @@
+"""Samplers side by side: one model, the same noise, and real data as the yardstick."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.build import ConfigError, build
+from experiments.metrics import Floor, noise_floor, sliced_w2
+from experiments.problem import Problem
+from models import ScoreNetwork
+from solvers import Sampler, Solver
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler at one budget, over several seeds: distance (mean, standard deviation), calls, seconds a seed."""
+
+    sampler: str
+    nfe: float
+    seconds: float
+    distance: float
+    distance_std: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The rows, the noise floor, and each sampler's samples at its largest budget from the first seed."""
+
+    rows: list[Row]
+    floor: Floor
+    samples: dict[str, Tensor]
+
+
+def build_solvers(config: DictConfig) -> dict[str, Solver]:
+    """The solvers to compare, by name, ``solver=`` among them."""
+    solvers = {name: build(node, where=f"compare.solvers.{name}") for name, node in config.compare.solvers.items()}
+    chosen = build(config.solver, where="solver")
+    if chosen not in solvers.values():
+        solvers["solver"] = chosen
+    for name, solver in solvers.items():
+        if not isinstance(solver, Solver):
+            raise ConfigError(f"compare.solvers.{name} must be a Solver, found {type(solver).__name__}")
+    return solvers
+
+
+def check(settings: DictConfig) -> None:
+    """Refuse comparison settings that can't work."""
+    if settings.samples < 2 or settings.seeds < 1:
+        found = f"samples={settings.samples}, seeds={settings.seeds}"
+        raise ConfigError(f"compare needs samples >= 2 and seeds >= 1, found {found}")
+    if not settings.budgets or min(settings.budgets) < 1:
+        raise ConfigError(f"compare.budgets must be positive numbers of network calls, found {list(settings.budgets)}")
+
+
+def budgeted(solvers: dict[str, Solver], budgets: list[int]) -> Iterator[tuple[str, Solver]]:
+    """Each sampler at the numbers of steps that spend each budget; solvers that choose their own steps, once."""
+    for name, solver in solvers.items():
+        if isinstance(solver, Sampler):
+            calls = max(1, solver.calls_per_step)
+            steps = sorted({budget // calls for budget in budgets if budget >= calls})
+            yield from ((name, solver.with_steps(n)) for n in steps)
+        else:
+            yield name, solver
+
+
+def compare(model: ScoreNetwork, problem: Problem, config: DictConfig, device: torch.device) -> Comparison:
+    """Draw samples by every solver and measure their sliced Wasserstein distance to the test split."""
+    settings, rows, samples = config.compare, [], {}
+    check(settings)
+    test = problem.x(problem.data.test, torch.Generator().manual_seed(config.seed))
+    pool = torch.cat((problem.data.train, problem.data.validation))
+    n = min(settings.samples, len(pool))
+    floor = noise_floor(problem.x(pool, torch.Generator().manual_seed(config.seed + 1)), test, n)
+    plan = list(budgeted(build_solvers(config), list(settings.budgets)))
+    for name, solver in tqdm(plan, desc="samplers", disable=None, leave=False):
+        row, drawn = _measure(name, solver, model, (n, *problem.data.shape), test, config.seed, settings.seeds, device)
+        rows.append(row)
+        samples[name] = drawn
+    return Comparison(rows, floor, samples)
+
+
+def _measure(
+    name: str, solver: Solver, model: ScoreNetwork, shape, test: Tensor, seed: int, seeds: int, device
+) -> tuple[Row, Tensor]:
+    distances, nfe, started, first = [], 0, time.time(), None
+    for i in range(seeds):
+        out = solver(model, shape=shape, seed=seed + i, device=device)
+        x, nfe = out.x.cpu(), nfe + out.nfe / seeds
+        first = x if first is None else first
+        distances.append(sliced_w2(x, test))
+    spread = torch.tensor(distances, dtype=torch.float64)
+    deviation = spread.std().item() if seeds > 1 else 0.0
+    return Row(name, nfe, (time.time() - started) / seeds, spread.mean().item(), deviation), first

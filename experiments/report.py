@@ -1,0 +1,95 @@
+"""What a person reads at the end of a run."""
+
+from pathlib import Path
+
+from experiments.baselines import Baseline
+from experiments.comparison import Comparison
+from experiments.evaluation import Report
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Columns of text: the first aligned left, the others right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = (
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def samplers(comparison: Comparison, n: int, seeds: int) -> str:
+    """The sampler table: calls, seconds, distance to held-out data beside the noise floor."""
+    floor = comparison.floor
+    rows = [
+        (
+            r.sampler,
+            f"{r.nfe:.0f}",
+            f"{r.seconds:.2f}",
+            f"{r.distance:.4f} ± {r.distance_std:.4f}",
+            f"{r.distance / floor.mean:.2f}",
+        )
+        for r in comparison.rows
+    ]
+    rows.append(("(real data: noise floor)", "", "", f"{floor.mean:.4f} ± {floor.std:.4f}", "1.00"))
+    title = f"Samplers: {n} samples each, mean ± deviation over {seeds} seeds; sliced W2 distance to held-out data"
+    return f"{title}\n{table(('sampler', 'NFE', 'seconds', 'distance', 'of floor'), rows)}"
+
+
+def likelihood(
+    report: Report, baselines: dict[str, Baseline] | None = None, exact: dict[str, float] | None = None
+) -> str:
+    """The likelihood with its parts and errors, beside baselines or the exact value where there are any."""
+    parts = "  ".join(f"{name} {value:+.4f}" for name, value in report.parts().items())
+    value = f"{report.value:.4f} ± {report.stderr:.4f} {report.unit}"
+    lines = [
+        f"Log-likelihood of {report.samples} held-out examples: {value}",
+        f"  {parts}",
+        f"  {_errors(report)}",
+        f"  {report.protocol['sde']}; {report.protocol['ode']}; {report.protocol['divergence']}; {report.nfe:.0f} calls",
+    ]
+    if exact:
+        gap = f"model minus exact: {exact['gap']:+.4f}, RMS {exact['rms']:.4f}"
+        lines.append(f"  exact log-density: {exact['mean']:.4f} nats; {gap}")
+    if baselines:
+        rows = [
+            (name.replace("_", " "), f"{b.bits_per_dim:.3f} ± {b.stderr:.3f}", b.protocol)
+            for name, b in baselines.items()
+        ]
+        rows.append(
+            ("this model", f"{report.value:.3f} ± {report.stderr:.3f}", "probability-flow ODE; dequantization bound")
+        )
+        rows = [(name, value) for name, value, _ in sorted(rows, key=lambda row: -float(row[1].split()[0]))]
+        lines += ["", table(("held-out data", report.unit), rows)]
+    return "\n".join(lines)
+
+
+def _errors(report: Report) -> str:
+    probes = "unknown (one probe)" if report.stderr_probes is None else f"{report.stderr_probes:.4f}"
+    text = f"± is one standard error over examples, of it from divergence probes: {probes}"
+    if report.truncation is not None:
+        text += f"; noise at t_min costs at most {report.truncation:.4f}, contained"
+    return text
+
+
+def pictures(paths: list[Path]) -> str:
+    """Where the pictures are."""
+    return "\n".join(["Pictures:", *(f"  {path}" for path in paths)])
+
+
+def quality(found: dict[str, dict[str, float]], sampler: str) -> str:
+    """Whether samples are copies of training images, and whether a classifier takes them for digits."""
+    near = found["nearest_training_image"]
+    median = f"median {near['samples_median']:.1f} (real {near['test_median']:.1f})"
+    smallest = f"smallest {near['samples_min']:.1f} (real {near['test_min']:.1f})"
+    lines = [
+        f"Samples of {sampler} beside real test images",
+        f"  distance to the nearest training image, in levels: {median}, {smallest}",
+    ]
+    if sure := found.get("classifier_confidence"):
+        real = f"real {sure['test']:.3f}; its accuracy {sure['accuracy']:.3f}"
+        lines.append(f"  mean confidence of a classifier: {sure['samples']:.3f} ({real})")
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""The tasks of the command line. Each takes the configuration and the run's folder, and leaves its results there.
+
+Everything that a task will need is built and checked before the first long computation.
+"""
+
+import logging
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from experiments import checkpoint, comparison, evaluation, pictures, report, training
+from experiments.baselines import all_baselines
+from experiments.build import ConfigError, build
+from experiments.metrics import classifier_confidence, copy_report
+from experiments.problem import Problem, build_model, device_of, load_problem
+from experiments.run import Run, provenance
+from models import GaussianMixture, ScoreNetwork
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One run: its configuration, folder, problem, device, and what it has to say."""
+
+    def __init__(self, config: DictConfig, run: Run):
+        self.config, self.run = config, run
+        self.device, self.problem = device_of(config.device), load_problem(config)
+        self.said, self.figures = [], []
+        torch.manual_seed(config.seed)
+        run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
+
+    def say(self, text: str) -> None:
+        """Print a part of the report."""
+        self.said.append(text)
+        print(f"\n{text}", flush=True)
+
+    def close(self) -> None:
+        """Write the report, and say where all is."""
+        if self.figures:
+            self.say(report.pictures(self.figures))
+        self.say(f"All results: {self.run.folder}")
+        self.run.path("report.txt").write_text("\n\n".join(self.said) + "\n")
+
+
+def train(config: DictConfig, run: Run) -> None:
+    """Train a score network and save it."""
+    session = Session(config, run)
+    check_training(session)
+    training.train(config, session.problem, session.device, run)
+    session.figures += pictures.of_training(run)
+    session.close()
+
+
+def sample(config: DictConfig, run: Run) -> None:
+    """Draw samples from a checkpoint by the configured solver."""
+    session = Session(config, run)
+    solver = build(config.solver, where="solver")
+    model = load_model(session)
+    out = solver(
+        model, shape=(config.compare.samples, *session.problem.data.shape), seed=config.seed, device=session.device
+    )
+    np.save(run.path("samples", "samples.npy"), out.x.cpu().numpy())
+    run.note(sampling={"solver": str(solver), "nfe": out.nfe, "samples": len(out.x)})
+    session.say(f"{len(out.x)} samples by {solver} in {out.nfe} network calls: {run.path('samples', 'samples.npy')}")
+    session.figures.append(pictures.of_samples({"samples": out.x.cpu()}, session.problem, run))
+    session.figures += pictures.of_flow(model, session.problem, run, session.device, config.seed)
+    session.close()
+
+
+def likelihood(config: DictConfig, run: Run) -> None:
+    """Evaluate the log-likelihood of the test split under a checkpoint."""
+    session = Session(config, run)
+    evaluation.check(config.likelihood, build(config.likelihood.divergence, where="likelihood.divergence"))
+    evaluate_likelihood(session, load_model(session))
+    session.close()
+
+
+def compare(config: DictConfig, run: Run) -> None:
+    """Compare samplers on a checkpoint."""
+    session = Session(config, run)
+    check_comparison(session)
+    compare_samplers(session, load_model(session))
+    session.close()
+
+
+def everything(config: DictConfig, run: Run) -> None:
+    """Train, compare samplers, evaluate the likelihood, and draw the pictures."""
+    session = Session(config, run)
+    check_training(session)
+    check_comparison(session)
+    evaluation.check(config.likelihood, build(config.likelihood.divergence, where="likelihood.divergence"))
+    model = training.train(config, session.problem, session.device, run)
+    session.figures += pictures.of_training(run)
+    log.info("comparing samplers")
+    compare_samplers(session, model)
+    session.figures += pictures.of_flow(model, session.problem, run, session.device, config.seed)
+    log.info("evaluating the likelihood of held-out data")
+    evaluate_likelihood(session, model)
+    session.close()
+
+
+def check_training(session: Session) -> None:
+    """Build what training needs, to refuse what can't work before any time is spent."""
+    training.check(session.config.train)
+    build(session.config.train.times, where="train.times")
+    build_model(session.config, session.problem.convention(), session.problem.data.train)
+
+
+def check_comparison(session: Session) -> None:
+    """Build the solvers, likewise."""
+    comparison.check(session.config.compare)
+    comparison.build_solvers(session.config)
+
+
+def load_model(session: Session) -> ScoreNetwork:
+    """The checkpoint's model; refused when it was trained under another data convention."""
+    model, convention, step = checkpoint.load(session.config.checkpoint, session.device)
+    here = session.problem.convention()
+    if convention != here:
+        raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
+    session.run.note(checkpoint={"path": session.config.checkpoint, "step": step})
+    return model
+
+
+def compare_samplers(session: Session, model: ScoreNetwork) -> None:
+    """The sampler table, its pictures, and for images whether samples are copies."""
+    settings, problem, run = session.config.compare, session.problem, session.run
+    result = comparison.compare(model, problem, session.config, session.device)
+    run.note(comparison={"rows": [asdict(row) for row in result.rows], "noise_floor": result.floor._asdict()})
+    for name, x in result.samples.items():
+        np.save(run.path("samples", f"{name}.npy"), x.numpy())
+    count = len(next(iter(result.samples.values())))
+    session.say(report.samplers(result, count, settings.seeds))
+    session.figures += pictures.of_comparison(result, problem, run)
+    if problem.dequantizer:
+        quality = image_quality(problem, list(result.samples.values())[-1])
+        run.note(image_quality=quality)
+        session.say(report.quality(quality, list(result.samples)[-1]))
+
+
+def image_quality(problem: Problem, samples: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Distance to the nearest training image, and a classifier's confidence, beside those of real test images."""
+    data, levels = problem.data, problem.dequantizer.quantize(samples)
+    found = {"nearest_training_image": copy_report(levels, data.train, data.test)}
+    if data.labels:
+        confidence = classifier_confidence(data.train, data.labels["train"], levels, data.test, data.labels["test"])
+        found["classifier_confidence"] = confidence
+    return found
+
+
+def evaluate_likelihood(session: Session, model: ScoreNetwork) -> None:
+    """The likelihood table: parts and errors, beside baselines or the exact value."""
+    problem, run = session.problem, session.run
+    result, log_prob = evaluation.evaluate(model, problem, session.config, session.device)
+    np.save(run.path("samples", "log_prob.npy"), log_prob.numpy())
+    run.note(likelihood=result.as_dict())
+    baselines = all_baselines(problem.data, problem.dequantizer, session.config.seed) if problem.dequantizer else None
+    exact = exact_likelihood(session, model, log_prob) if problem.data.density else None
+    run.note(baselines={name: asdict(b) for name, b in (baselines or {}).items()}, exact=exact)
+    session.say(report.likelihood(result, baselines, exact))
+    if baselines:
+        beside = {name: (b.bits_per_dim, b.stderr) for name, b in baselines.items()}
+        path = run.path("figures", "likelihood.png")
+        session.figures.append(pictures.figures.audit_bars(result.parts(), beside, result.value, result.stderr, path))
+
+
+def exact_likelihood(session: Session, model: ScoreNetwork, log_prob: torch.Tensor) -> dict[str, float]:
+    """Mean exact log-density of the same test points, the model's mean excess over it, and the root mean square."""
+    density = {name: value.float() for name, value in session.problem.data.density.items()}
+    exact = GaussianMixture(**density, sde=model.sde).to(session.device)
+    session.figures += pictures.of_density(model, exact, session.run, session.device)
+    truth = exact.log_prob(session.problem.data.test[: len(log_prob)].to(session.device)).cpu()
+    error = (log_prob - truth).double()
+    rms = error.square().mean().sqrt().item()
+    return {"mean": truth.double().mean().item(), "gap": error.mean().item(), "rms": rms}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
