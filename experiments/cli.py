@@ -4,6 +4,7 @@ Nothing heavy is imported here: ``--help`` and tab completion answer at once.
 """
 
 import logging
+import os
 import sys
 
 import hydra
@@ -12,6 +13,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments import schema
+
+# Threads that wait by sleeping: spinning ones stall a run tens of times over when another job shares the processor.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 log, failure = logging.getLogger(__name__), logging.getLogger("experiments.failure")
 schema.register()

@@ -49,7 +49,7 @@ def likelihood(
         f"Log-likelihood of {report.samples} held-out examples: {value}",
         f"  {parts}",
         f"  {_errors(report)}",
-        f"  {report.protocol['sde']}; {report.protocol['ode']}; {report.protocol['divergence']}; {report.nfe:.0f} calls",
+        f"  {report.protocol['sde']}; {report.protocol['ode']}; {report.protocol['divergence']}; {report.nfe:.0f} NFE",
     ]
     if exact:
         gap = f"model minus exact: {exact['gap']:+.4f}, RMS {exact['rms']:.4f}"

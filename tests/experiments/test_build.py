@@ -1,0 +1,109 @@
+"""The configuration: every file builds, and what is wrong is refused by name."""
+
+from pathlib import Path
+
+import pytest
+from configurations import configuration
+from omegaconf import OmegaConf
+
+import conf
+from experiments.build import ConfigError, build
+from experiments.comparison import build_solvers
+from experiments.problem import build_model
+from solvers import Solver
+
+ROOT = Path(conf.__file__).parent
+DIGITS = {"shape": [1, 8, 8], "levels": 17}
+CONVENTIONS = {"mlp": {"shape": [2], "levels": None}, "unet_mnist": {"shape": [1, 28, 28], "levels": None}}
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / group).glob("*.yaml"))
+
+
+def test_the_groups_are_those_documented():
+    groups = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    documented = "task sde net parametrization solver data train likelihood compare experiment"
+    assert groups == set(documented.split())
+
+
+@pytest.mark.parametrize("sde", choices("sde"))
+@pytest.mark.parametrize("parametrization", choices("parametrization"))
+def test_every_sde_and_parametrization_builds(sde, parametrization):
+    model = build_model(configuration(f"sde={sde}", f"parametrization={parametrization}"), DIGITS)
+    assert type(model.sde).__name__.lower() == sde
+
+
+@pytest.mark.parametrize("net", choices("net"))
+def test_every_net_builds(net):
+    config = configuration(f"net={net}", "parametrization=noise")
+    assert build_model(config, CONVENTIONS.get(net, DIGITS)).net
+
+
+@pytest.mark.parametrize("solver", choices("solver"))
+def test_every_solver_builds(solver):
+    assert isinstance(build(configuration(f"solver={solver}").solver), Solver)
+
+
+@pytest.mark.parametrize("group", ["train", "likelihood", "compare"])
+def test_every_choice_of_settings_builds(group):
+    for choice in choices(group):
+        node = configuration(f"{group}={choice}")[group]
+        assert OmegaConf.missing_keys(node) == set(), choice
+        for key in ("times", "divergence"):
+            if key in node:
+                build(node[key])
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_every_task_is_a_function(task):
+    assert callable(build(configuration(f"task={task}").task))
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes(experiment):
+    config = configuration(f"experiment={experiment}")
+    assert build_solvers(config)
+    convention = {"digits": DIGITS, "mixture2d": CONVENTIONS["mlp"], "mnist": CONVENTIONS["unet_mnist"]}[experiment]
+    assert build_model(config, convention)
+
+
+def test_the_chosen_solver_is_compared_too():
+    names = build_solvers(configuration("solver=ddim", "solver.eta=0.5")).keys()
+    assert "solver" in names
+    assert "solver" not in build_solvers(configuration("solver=ddim"))
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"_target_": "os.system", "command": "true"}, "expected one of"),
+        ({"_target_": "builtins.print"}, "expected one of"),
+        ({"_target_": "sde.vp.torch.save"}, "there is no"),
+        ({"_target_": "sde.Nothing"}, "there is no sde.Nothing"),
+        ({"_target_": "sde.VP", "beta_mn": 1.0}, "no such parameter"),
+        ({"_target_": "sde.VP", "beta_min": "abc"}, "x.beta_min: expected float, found 'abc'"),
+        ({"_target_": "sde.VP", "beta_min": 30.0}, "beta_min must be smaller than beta_max"),
+        ({"_target_": "sde.VP", "t_min": True}, "expected float, found True"),
+        ({"_target_": "solvers.DDIM", "steps": 0}, "steps must be a positive integer"),
+        ({"_target_": "solvers.DDIM", "grid": "quadratic"}, "grid must be one of"),
+        ({"_target_": "solvers.ProbabilityFlow", "method": "rk4"}, "give steps"),
+        ({"_target_": "solvers.ProbabilityFlow", "rtol": 0.0}, "must be positive"),
+    ],
+    ids=str,
+)
+def test_a_bad_node_is_refused(node, words):
+    with pytest.raises(ConfigError, match="x") as caught:
+        build(node, where="x")
+    assert words in str(caught.value)
+
+
+def test_a_nested_target_is_checked_too():
+    node = {"_target_": "solvers.PredictorCorrector", "predictor": {"_target_": "os.getcwd"}, "corrector": None}
+    with pytest.raises(ConfigError, match=r"x\.predictor\._target_"):
+        build(node, where="x")
+
+
+def test_levels_need_discrete_data():
+    with pytest.raises(ConfigError, match="data of known levels"):
+        build_model(configuration("parametrization=levels", "net=mlp"), CONVENTIONS["mlp"])

@@ -1,0 +1,132 @@
+"""The command line, as a newcomer meets it."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+QUICK = [
+    "train.steps=12",
+    "train.log_every=4",
+    "train.warmup=2",
+    "compare.samples=40",
+    "compare.seeds=1",
+    "compare.budgets=[4]",
+    "likelihood.samples=8",
+    "likelihood.rtol=1e-2",
+    "likelihood.atol=1e-2",
+]
+
+
+def start(*arguments: str, **more):
+    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def score_sde(*arguments: str):
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def test_help_is_for_people_and_does_not_import_torch():
+    code, out, _ = score_sde("--help")
+    assert code == 0 and "score-sde task=likelihood checkpoint=" in out and "sde: subvp, ve, vp" in out
+    check = "import sys, experiments.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_the_demo_in_short(tmp_path):
+    run = tmp_path / "run"
+    code, out, err = score_sde(*QUICK, f"hydra.run.dir={run}")
+    assert code == 0, err
+    for words in ("noise floor", "bits/dim", "linear autoregressive", "nearest training image", "All results"):
+        assert words in out, words
+    pictures = {path.stem for path in (run / "figures").glob("*.png")}
+    assert pictures == {"loss", "quality", "samples", "noise_to_data", "likelihood"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"seed", "versions", "git_commit", "training", "comparison", "likelihood", "baselines"} <= summary.keys()
+    assert len({row["sampler"] for row in summary["comparison"]["rows"]}) >= 5
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    for name in ("checkpoints/last.pt", "metrics.csv", "run.log", "report.txt", ".hydra/config.yaml"):
+        assert (run / name).is_file(), name
+    assert not [path for path in tmp_path.rglob("*") if "=" in path.name]
+
+    code, _, err = score_sde(*QUICK, f"hydra.run.dir={run}")
+    assert code == 2 and "already holds a run" in err
+    for task in ("sample", "likelihood", "compare"):
+        code, out, err = score_sde(*QUICK, f"task={task}", f"checkpoint={run}", f"hydra.run.dir={tmp_path / task}")
+        assert code == 0, err
+    code, _, err = score_sde(
+        "task=likelihood", f"checkpoint={run}", "data=mixture2d", f"hydra.run.dir={tmp_path / 'x'}"
+    )
+    assert code == 2 and "was trained on" in err
+
+
+def test_the_mixture_in_short(tmp_path):
+    code, out, err = score_sde("experiment=mixture2d", *QUICK, f"hydra.run.dir={tmp_path}")
+    assert code == 0, err
+    assert "exact log-density" in out
+    pictures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert pictures == {"loss", "quality", "samples", "trajectories", "scores", "density"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train.stepz=3"], "stepz"),
+        (["train.steps=abc"], "could not be converted to Integer"),
+        (["sde=vpp"], "vpp"),
+        (["+sde.beta_mn=1"], "sde.beta_mn: sde.VP has no such parameter"),
+        (["sde.beta_min=abc"], "sde.beta_min: expected float, found 'abc'"),
+        (["train.learning_rate=-1"], "train.learning_rate must be positive"),
+        (["task=likelihood"], "checkpoint="),
+        (["task=sample", "checkpoint=/nowhere/last.pt"], "there is no file"),
+        (["data=mnist"], "data.path=FOLDER is needed"),
+        (["device=cuda:99"], "device=cuda:99"),
+        (["data=mixture2d", "net=mlp"], "data of known levels"),
+        (["net.multipliers=[1,2,2,2,2]", "net.attention=[false,false,false,false,false]"], "divisible by 16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_gets_one_clear_message(tmp_path, arguments, words):
+    code, _, err = score_sde(*arguments, f"hydra.run.dir={tmp_path / 'run'}")
+    assert code in (1, 2) and words in err
+    assert "Traceback" not in err
+
+
+def test_a_truncated_idx_file_is_named(tmp_path):
+    with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
+        file.write(bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (10, 28, 28)) + bytes(100))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 10]) + bytes(10))
+    code, _, err = score_sde("data=mnist", f"data.path={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 2 and "train-images-idx3-ubyte.gz: expected 7840 bytes" in err
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "Traceback" in log and json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_failing_job_does_not_stop_a_sweep(tmp_path):
+    arguments = ["experiment=mixture2d", "task=train", "train.steps=5", "train.log_every=5", "net.depth=1"]
+    code, _, err = score_sde("-m", *arguments, "train.ema=0.9,2.0,0.99", f"hydra.sweep.dir={tmp_path}")
+    states = [json.loads((tmp_path / str(i) / "status.json").read_text())["state"] for i in range(3)]
+    assert states == ["done", "failed", "done"] and code == 1
+    assert "train.ema must lie in [0, 1)" in (tmp_path / "1" / "run.log").read_text()
+    assert "train.ema must lie in [0, 1)" in err
+
+
+def test_an_interrupt_keeps_the_weights(tmp_path):
+    process = start("task=train", "train.steps=100000", "net.channels=8", f"hydra.run.dir={tmp_path}", env=os.environ)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (tmp_path / "metrics.csv").is_file():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
+    assert (tmp_path / "checkpoints" / "last.pt").is_file() and "Traceback" not in err
