@@ -25,6 +25,8 @@ from torch import Tensor
 
 from sde.noise import Noise
 
+_PARTS = 64
+
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Give a coefficient of shape ``()`` or ``(B,)`` the dimensions to broadcast over ``x`` of shape ``(B, ...)``."""
@@ -154,13 +156,14 @@ class GaussianSDE(SDE):
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """The inverse of ``log_snr``, by bisection; a value beyond the ends of time gives the nearer end."""
-        low, high = torch.full_like(log_snr, self.t_min), torch.full_like(log_snr, self.t_max)
-        for _ in range(40 if log_snr.dtype == torch.float32 else 70):
-            middle = 0.5 * (low + high)
-            later = self.log_snr(middle) > log_snr
-            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
-        return 0.5 * (low + high)
+        """The inverse of ``log_snr``, by repeated division; a value beyond the ends of time gives the nearer end."""
+        low, width = torch.full_like(log_snr, self.t_min)[..., None], self.t_max - self.t_min
+        parts = torch.arange(_PARTS, device=log_snr.device, dtype=log_snr.dtype) / _PARTS
+        for _ in range(7 if log_snr.dtype == torch.float32 else 11):
+            times = low + width * parts  # the part that holds the answer starts at the last time before it
+            before = (self.log_snr(times) > log_snr[..., None]).sum(-1, keepdim=True)
+            low, width = times.gather(-1, (before - 1).clamp(min=0)), width / _PARTS
+        return low.squeeze(-1)
 
     def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) eps; shape of ``x0``."""

@@ -7,6 +7,7 @@ divergence together. The number is the density that the flow of the model itself
 the network, once solver error and the probes' error are small.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from sde import ScoreModel
 from solvers.base import counting
 from solvers.divergence import Divergence, Exact
+from solvers.flow import check_coordinates, flow
 from solvers.ode import integrate
 
 
@@ -62,13 +64,15 @@ def log_likelihood(
     steps: int | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     endpoint_correction: bool = False,
+    coordinates: str = "angle",
 ) -> Likelihood:
     """Log-density of data ``x`` of shape ``(B, ...)`` under the flow of ``model``.
 
     Parameters
     ----------
     divergence: ``Exact()`` by default, or ``Hutchinson(probes=...)``.
-    method, rtol, atol, steps: as for ``ProbabilityFlow``; the tolerances hold for every sample and for its log-density.
+    method, rtol, atol, steps, coordinates: as for ``ProbabilityFlow``; the tolerances hold for every sample and for its
+        log-density.
     prior: log-density x_T -> ``(B,)`` in place of that of the SDE's prior.
     endpoint_correction: ``x`` is taken as clean data, and the density at t_min is carried on to zero noise by
         log p_0 = log p_s - (s^2 / 2) (div score + |score|^2), s = sigma / alpha, in data units (the heat equation to
@@ -76,17 +80,23 @@ def log_likelihood(
 
     Raises ``ODEError`` when the integration fails.
     """
+    check_coordinates(coordinates)
     divergence, sde = divergence or Exact(), model.sde
     directions = divergence.directions(x)
     with torch.no_grad(), frozen(model), counting(model) as calls:
         start, offset = _endpoint(model, x, divergence, directions) if endpoint_correction else (x, None)
 
-        def slopes(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            t = t.to(x)
-            return divergence.along(lambda x_t: model.velocity(x_t, t), state[0], directions)
+        path = flow(coordinates, model)
 
-        nothing = torch.zeros(len(x), divergence.count(x), device=x.device, dtype=x.dtype)
-        latent, change = integrate(slopes, (start, nothing), sde.t_min, sde.t_max, method, rtol, atol, steps)
+        def slopes(reading: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return divergence.along(lambda w: path.slope(w, reading), state[0], directions)
+
+        (first, last), nothing = (sde.t_min, sde.t_max), x.new_zeros(len(x), divergence.count(x))
+        state, readings = (start / path.scale(first), nothing), (path.reading(t) for t in (first, last))
+        latent, change = integrate(slopes, state, *readings, method, rtol, atol, steps)
+        latent = latent * path.scale(last)
+        # The state's density is x's times scale^D.
+        change = change + x[0].numel() * math.log(path.scale(last) / path.scale(first))
         log_prior = (prior or sde.prior(x.shape).log_prob)(latent)
     mean, stderr = divergence.summary(change if offset is None else change + offset)
     change, endpoint = divergence.summary(change)[0], None if offset is None else divergence.summary(offset)[0]

@@ -56,7 +56,8 @@ def integrate(
 ) -> State:
     """The state at ``end`` of d(state)/dt = function(t, state), from ``state`` at ``start``; each part is ``(B, ...)``.
 
-    Raises ``ODEError`` with the time, the number of evaluations and a cure.
+    ``t`` is the reading of whatever clock the caller integrates in. Raises ``ODEError`` with that reading, the number
+    of evaluations and a cure.
     """
     check_method(method, rtol, atol, steps)
     watched = _Watched(function)
@@ -73,7 +74,7 @@ def integrate(
         # torchdiffeq's own text may hold a whole tensor: its first words name the fault.
         reason = str(error).split(":")[0][:80]
         raise ODEError(
-            f"{method} stopped near t={watched.t:.3g} after {watched.calls} evaluations ({reason}); "
+            f"{method} stopped near time {watched.t:.3g} of its clock after {watched.calls} evaluations ({reason}); "
             f"with rtol={rtol:g}, atol={atol:g}: loosen them, raise t_min, or take method='rk4' with steps"
         ) from error
     return tuple(part[-1] for part in path)
@@ -90,7 +91,7 @@ class _Watched:
         slopes = self.function(t, state)
         if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
             raise ODEError(
-                f"the right-hand side is not finite at t={self.t:.3g} (evaluation {self.calls}); "
+                f"the right-hand side is not finite at time {self.t:.3g} of its clock (evaluation {self.calls}); "
                 "check the network's weights, or raise t_min"
             )
         return slopes

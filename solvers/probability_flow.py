@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sde import Noise, ScoreModel
 from solvers.base import Output, Solver, counting
+from solvers.flow import check_coordinates, flow
 from solvers.ode import check_method, integrate
 
 
@@ -18,15 +19,18 @@ class ProbabilityFlow(Solver):
     Parameters
     ----------
     rtol, atol: tolerances of an adaptive ``method`` ("dopri5", "dopri8"), which every sample meets.
-    steps: number of steps of a fixed-step ``method`` ("euler", "midpoint", "rk4").
+    steps: number of steps of a fixed-step ``method`` ("euler", "midpoint", "rk4"), equal in the clock.
+    coordinates: "angle" or "time", those of the integration (see ``solvers.flow``).
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
     method: str = "dopri5"
     steps: int | None = None
+    coordinates: str = "angle"
 
     def __post_init__(self):
+        check_coordinates(self.coordinates)
         check_method(self.method, self.rtol, self.atol, self.steps)
 
     def encode(self, model: ScoreModel, x: Tensor) -> Output:
@@ -45,7 +49,12 @@ class ProbabilityFlow(Solver):
         return x
 
     def _integrate(self, model: ScoreModel, x: Tensor, start: float, end: float) -> Tensor:
-        def velocity(t: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
-            return (model.velocity(state[0], t.to(x)),)
+        path = flow(self.coordinates, model)
 
-        return integrate(velocity, (x,), start, end, self.method, self.rtol, self.atol, self.steps)[0]
+        def slope(reading: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
+            return (path.slope(state[0], reading),)
+
+        readings = (path.reading(t) for t in (start, end))
+        state = (x / path.scale(start),)
+        (state,) = integrate(slope, state, *readings, self.method, self.rtol, self.atol, self.steps)
+        return state * path.scale(end)
