@@ -62,7 +62,8 @@ def integrate(
     watched = _Watched(function)
     ends = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
     if method in FIXED:
-        options = {"grid_constructor": lambda *_: torch.linspace(start, end, steps + 1).to(ends)}
+        grid = torch.linspace(start, end, steps + 1, dtype=ends.dtype, device=ends.device)
+        options = {"grid_constructor": lambda *_: grid}
     else:
         options = {"norm": worst_sample, "step_t": ends[1:], "max_num_steps": max_steps}
     try:
