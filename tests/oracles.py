@@ -3,12 +3,14 @@
 import inspect
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 import sde as processes
+import solvers.base
 from models import GaussianMixture
 from sde import VE, VP, GaussianSDE, SubVP
 
@@ -106,7 +108,8 @@ class ExactNet(nn.Module):
 
     def forward(self, x, label):
         sde = self.exact.sde
-        t = sde.time(-2 * label.double())
+        same = bool((label == label[0]).all())
+        t = sde.time(-2 * label[: 1 if same else None].double()).expand(len(x))
         alpha, sigma = (c.to(x)[:, None] for c in (sde.alpha(t), sde.sigma(t)))
         x0, eps = self.exact(x * torch.hypot(alpha, sigma), t.to(x))
         a, b = (c.to(x) for c in self.row(t, sde))
@@ -116,3 +119,51 @@ class ExactNet(nn.Module):
 def signs(dimension, dtype=torch.float64):
     """All 2^D vectors of signs."""
     return torch.tensor(list(itertools.product((-1.0, 1.0), repeat=dimension)), dtype=dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samplers as affine maps.
+
+
+class Response(NamedTuple):
+    """x = offset + x_T @ start + sum_k z_k @ noise[k], for one sample x of D values and K draws z_k."""
+
+    offset: torch.Tensor  # (D,)
+    start: torch.Tensor  # (D, D)
+    noise: torch.Tensor  # (K, D, D)
+
+    def moments(self, mean, covariance):
+        """Mean and covariance of x when x_T has the given ones."""
+        added = torch.einsum("kij,kil->jl", self.noise, self.noise)
+        return self.offset + mean @ self.start, self.start.T @ covariance @ self.start + added
+
+
+def response(monkeypatch, sampler, model, dimension=1, draws=1):
+    """Run a sampler on unit vectors in place of x_T and of each of its draws: no Monte Carlo."""
+    k, d = sampler.steps * draws, dimension
+
+    class Impulses:
+        def __init__(self, *_):
+            self.silent, self.number = False, 0
+
+        def __call__(self, like):
+            out = torch.zeros_like(like)
+            if not self.silent:
+                first = 1 + d + self.number * d
+                out[first : first + d] = torch.eye(d, dtype=like.dtype)
+                self.number += 1
+            return out
+
+    monkeypatch.setattr(solvers.base, "_Draws", Impulses)
+    x_T = torch.zeros(1 + d + k * d, d, dtype=torch.float64)
+    x_T[1 : 1 + d] = torch.eye(d)
+    out = sampler(model, x_T=x_T).x
+    rows = out[1:] - out[0]
+    return Response(out[0], rows[:d], rows[d:].reshape(k, d, d))
+
+
+def marginal(model, t):
+    """Mean and covariance of p_t for a mixture of one component."""
+    alpha, sigma = (c(torch.tensor(t, dtype=torch.float64)) for c in (model.sde.alpha, model.sde.sigma))
+    covariance = (model.axes[0] * model.variances[0]) @ model.axes[0].T
+    return alpha * model.means[0], alpha**2 * covariance + sigma**2 * torch.eye(len(covariance), dtype=alpha.dtype)

@@ -130,7 +130,9 @@ def test_the_two_forms_agree_where_they_meet(sde):
     logits = torch.randn(LEVELS, generator=torch.Generator().manual_seed(1))
     x = torch.linspace(-1.5, 1.5, 31, dtype=torch.float64)[:, None] * sde.alpha(switch)
     for dtype, bound in ((torch.float64, 3e-6), (torch.float32, 3e-4)):
-        sides = [predict(head(logits).to(dtype), x.to(dtype), (switch * f).to(dtype), sde) for f in (1 - 1e-7, 1 + 1e-7)]
+        sides = [
+            predict(head(logits).to(dtype), x.to(dtype), (switch * f).to(dtype), sde) for f in (1 - 1e-7, 1 + 1e-7)
+        ]
         for before, after in zip(*sides, strict=True):
             assert (before - after).abs().max() < bound, (sde, dtype)
 
