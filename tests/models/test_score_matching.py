@@ -146,7 +146,7 @@ def test_the_likelihood_weighted_loss_is_the_rate_of_the_divergence(monkeypatch,
 
 @pytest.mark.parametrize("sde", SDES, ids=str)
 def test_losses_of_all_parametrizations_agree(monkeypatch, sde):
-    """The error of a x_0 + b eps is (b - a sigma / alpha) times that of eps; the likelihood weighting is one for all."""
+    """The error of a x_0 + b eps is (b - a sigma / alpha) times that of eps; the likelihood weighting is one."""
     exact = mixture(sde)
     x0 = exact.sample(6, seed=1)
     eps = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 """Samplers on Gaussian data, where each step is affine: exact coefficients, orders of convergence, final steps."""
 
+import itertools
 import math
 
 import pytest
@@ -75,7 +76,7 @@ def test_every_coefficient_is_that_of_the_recursion(monkeypatch, sde, case, grid
     for v in VARIANCES:
         for final in ("mean", "sample", "denoise"):
             start, noise = 1.0, []
-            for t, s in zip(times, times[1:], strict=False):
+            for t, s in itertools.pairwise(times):
                 a, b = step(sde, v, t, s)
                 start, noise = a * start, [a * n for n in noise] + [b]
             if final == "mean":
