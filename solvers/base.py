@@ -179,9 +179,8 @@ class Sampler(Solver):
         visit(0, plan["t"][0], x)
         for i in range(self.steps):
             draws.silent = self.final == "mean" and i == self.steps - 1
-            x = self.step(
-                x, Step(model, draw=draws, fresh=draws.fresh, **{name: values[i] for name, values in plan.items()})
-            )
+            now = {name: values[i] for name, values in plan.items()}
+            x = self.step(x, Step(model, draw=draws, fresh=draws.fresh, **now))
             visit(i + 1, plan["s"][i], x)
         if self.final == "denoise":
             x = model(x, plan["s"][-1]).x0

@@ -7,7 +7,7 @@ paper, 2 (snr |z| / |score|)^2. In low dimension |score|^2 varies from place to 
 biased however small it is: at rest the density is p_t / epsilon, for a Gaussian 1 + 2 / D times too wide. K values of
 the score of pure noise, -z / sigma, make that 1 + 2 / (D + K), and bound the step where the score vanishes. It is also
 capped at sigma^2 / 4, for the curvature of -log p_t never exceeds 1 / sigma^2. The step is not corrected for its size:
-on a Gaussian the stationary variance is too large by another 1 / (1 - snr^2) in high dimension.
+on a Gaussian the stationary variance is too large by another 1 + snr^2 in high dimension.
 
 The noise of a Langevin step is as large as the step, at t_min too: it is always added, whatever ``final`` says.
 """

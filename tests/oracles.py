@@ -147,11 +147,12 @@ def response(monkeypatch, sampler, model, dimension=1, draws=1):
             self.silent, self.number = False, 0
 
         def __call__(self, like):
-            out = torch.zeros_like(like)
-            if not self.silent:
-                first = 1 + d + self.number * d
-                out[first : first + d] = torch.eye(d, dtype=like.dtype)
-                self.number += 1
+            return torch.zeros_like(like) if self.silent else self.fresh(like)
+
+        def fresh(self, like):
+            out, first = torch.zeros_like(like), 1 + d + self.number * d
+            out[first : first + d] = torch.eye(d, dtype=like.dtype)
+            self.number += 1
             return out
 
     monkeypatch.setattr(solvers.base, "_Draws", Impulses)

@@ -142,7 +142,9 @@ def one_step(sampler, model, t, s, x):
     sde = model.sde
     t, s = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
     change = sde.log_snr(t) - sde.log_snr(s)
-    step = Step(model, t, s, sde.alpha(t), sde.alpha(s), sde.sigma(t), sde.sigma(s), change, torch.zeros_like)
+    step = Step(
+        model, t, s, sde.alpha(t), sde.alpha(s), sde.sigma(t), sde.sigma(s), change, torch.zeros_like, torch.zeros_like
+    )
     return sampler.step(x, step)
 
 
