@@ -121,7 +121,7 @@ class _Trajectory:
 class Step:
     """One step of a sampler, from time ``t`` to the earlier time ``s``.
 
-    Tensors of shape ``()`` in the dtype and on the device of the samples, but for ``draw``.
+    Tensors of shape ``()`` in the dtype and on the device of the samples, but for ``draw`` and ``fresh``.
     """
 
     model: ScoreModel
@@ -135,6 +135,8 @@ class Step:
     """lambda_t - lambda_s, negative."""
     draw: Callable[[Tensor], Tensor]
     """Fresh standard normal noise in the shape of its argument; zeros in the last step when ``final`` is "mean"."""
+    fresh: Callable[[Tensor], Tensor]
+    """The same, in the last step too."""
 
     def predict(self, x: Tensor) -> Prediction:
         """The model's pair at time ``t``."""
@@ -169,7 +171,8 @@ class Sampler(Solver):
         visit(0, plan["t"][0], x)
         for i in range(self.steps):
             draws.silent = self.final == "mean" and i == self.steps - 1
-            x = self.step(x, Step(model, draw=draws, **{name: values[i] for name, values in plan.items()}))
+            now = {name: values[i] for name, values in plan.items()}
+            x = self.step(x, Step(model, draw=draws, fresh=draws.fresh, **now))
             visit(i + 1, plan["s"][i], x)
         if self.final == "denoise":
             x = model(x, plan["s"][-1]).x0
@@ -229,7 +232,8 @@ class _Draws:
         self.noise, self.number, self.silent = noise, 0, False
 
     def __call__(self, like: Tensor) -> Tensor:
-        if self.silent:
-            return torch.zeros_like(like)
+        return torch.zeros_like(like) if self.silent else self.fresh(like)
+
+    def fresh(self, like: Tensor) -> Tensor:
         self.number += 1
         return self.noise.normal(tuple(like.shape), self.number, like.device, like.dtype)

@@ -16,6 +16,8 @@ from sde import Noise
 
 Field = Callable[[Tensor], Tensor]
 
+_FIRST = 2**31  # probes are draws apart from those that made the samples, also under the same seed
+
 
 class Divergence(ABC):
     """How the trace of the Jacobian is taken."""
@@ -93,7 +95,7 @@ class Hutchinson(Divergence):
 
     def directions(self, x: Tensor) -> Tensor:
         draw, noise = _DISTRIBUTIONS[self.distribution], Noise(self.seed)
-        return torch.stack([draw(noise, tuple(x.shape), i, x.device, x.dtype) for i in range(self.probes)])
+        return torch.stack([draw(noise, tuple(x.shape), _FIRST + i, x.device, x.dtype) for i in range(self.probes)])
 
     def count(self, x: Tensor) -> int:
         return self.probes

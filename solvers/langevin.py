@@ -1,11 +1,15 @@
 r"""Langevin dynamics at a fixed time, as a corrector (Song et al., 2021, algorithms 4 and 5).
 
-    x <- x + epsilon score + sqrt(2 epsilon) z,      epsilon = 2 (snr |z| / |score|)^2
+    x <- x + epsilon score + sqrt(2 epsilon) z,      epsilon = 2 snr^2 (D + K) / (|score|^2 + K / sigma^2),      K = 32
 
-with the norms of each sample alone, so that no sample depends on its batch, and with |z| at its root mean square, the
-root of the dimension. Where the score happens to vanish that step would be unbounded; it is capped at sigma^2 / 4,
-for the curvature of -log p_t never exceeds 1 / sigma^2. The step is not corrected for its size: on a Gaussian the
-stationary variance is too large by about 1 / (1 - snr^2) in high dimension.
+with the norm of each sample alone, so that no sample depends on its batch. In high dimension D it is the step of the
+paper, 2 (snr |z| / |score|)^2. In low dimension |score|^2 varies from place to place, and a step that follows it is
+biased however small it is: at rest the density is p_t / epsilon, for a Gaussian 1 + 2 / D times too wide. K values of
+the score of pure noise, -z / sigma, make that 1 + 2 / (D + K), and bound the step where the score vanishes. It is also
+capped at sigma^2 / 4, for the curvature of -log p_t never exceeds 1 / sigma^2. The step is not corrected for its size:
+on a Gaussian the stationary variance is too large by another 1 + snr^2 in high dimension.
+
+The noise of a Langevin step is as large as the step, at t_min too: it is always added, whatever ``final`` says.
 """
 
 from dataclasses import dataclass
@@ -16,9 +20,15 @@ from torch import Tensor
 from sde.base import expand
 from solvers.base import GridSampler, Sampler, Step
 
+_PSEUDO_VALUES = 32
+
+
+class Corrector(GridSampler):
+    """A sampler whose step starts and ends at the time ``step.s``, and leaves the distribution there as it is."""
+
 
 @dataclass(frozen=True)
-class Langevin(GridSampler):
+class Langevin(Corrector):
     """Langevin steps at the earlier time of each interval: alone it is annealed Langevin dynamics over the grid.
 
     Parameters
@@ -43,15 +53,19 @@ class Langevin(GridSampler):
     def step(self, x: Tensor, step: Step) -> Tensor:
         for _ in range(self.corrections):
             score = step.model.score(x, step.s)
-            mean_square = score.square().flatten(1).mean(1)
-            size = torch.minimum(2 * self.snr**2 / mean_square, step.sigma_s.square() / 4)
-            x = x + expand(size, x) * score + expand((2 * size).sqrt(), x) * step.draw(x)
+            size = expand(self._size(score, step.sigma_s.square()), x)
+            x = x + size * score + (2 * size).sqrt() * step.fresh(x)
         return x
+
+    def _size(self, score: Tensor, variance: Tensor) -> Tensor:
+        """epsilon of each sample, ``(B,)``."""
+        squared = score.square().flatten(1).sum(1) + _PSEUDO_VALUES / variance
+        return torch.minimum(2 * self.snr**2 * (score[0].numel() + _PSEUDO_VALUES) / squared, variance / 4)
 
 
 @dataclass(frozen=True)
 class PredictorCorrector(Sampler):
-    """Any sampler's step, then another's at the time it reached (Song et al., 2021, algorithm 1).
+    """Any sampler's step, then a corrector's at the time it reached (Song et al., 2021, algorithm 1).
 
     ``steps``, ``grid`` and ``final`` are the predictor's.
 
@@ -61,12 +75,13 @@ class PredictorCorrector(Sampler):
     """
 
     predictor: Sampler
-    corrector: Sampler
+    corrector: Corrector
 
     def __post_init__(self):
-        for role in ("predictor", "corrector"):
-            if not isinstance(getattr(self, role), Sampler):
-                raise TypeError(f"PredictorCorrector: {role} must be a Sampler, found {getattr(self, role)!r}")
+        for role, kind in (("predictor", Sampler), ("corrector", Corrector)):
+            if not isinstance(getattr(self, role), kind):
+                found = getattr(self, role)
+                raise TypeError(f"PredictorCorrector: {role} must be a {kind.__name__}, found {found!r}")
 
     @property
     def steps(self) -> int:

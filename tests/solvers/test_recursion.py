@@ -1,0 +1,210 @@
+"""Samplers on Gaussian data, where each step is affine: exact coefficients, orders of convergence, final steps."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from oracles import PAPER_SDES, SDES, gaussian, marginal, paper, response
+
+from models import GaussianMixture
+from sde import VE, VP, SubVP
+from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, Step, time_grid
+
+VARIANCES = (1.0, 0.25, 1e-2, 1e-4)
+
+
+def euler_maruyama(sde, v, t, s):
+    alpha, sigma, f, g_squared = paper(sde, t)
+    dt = t - s
+    return 1 - dt * (f + g_squared / (alpha**2 * v + sigma**2)), math.sqrt(g_squared * dt)
+
+
+def ddim(eta):
+    """Eqs. 12 and 16 of Song et al. (2021), DDIM, for any alpha and sigma."""
+
+    def step(sde, v, t, s):
+        (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
+        total = alpha**2 * v + sigma**2
+        noise = eta * sigma_s / sigma * math.sqrt(sigma**2 - (alpha / alpha_s * sigma_s) ** 2)
+        return alpha_s * alpha * v / total + math.sqrt(sigma_s**2 - noise**2) * sigma / total, noise
+
+    return step
+
+
+def ancestral(sde, v, t, s):
+    """Bayes' rule for x_s given x_t and x_0, at x_0 = E[x_0 | x_t]."""
+    (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
+    scale = alpha / alpha_s
+    added = sigma**2 - scale**2 * sigma_s**2
+    precision = 1 / sigma_s**2 + scale**2 / added
+    x0 = alpha * v / (alpha**2 * v + sigma**2)
+    return (alpha_s * x0 / sigma_s**2 + scale / added) / precision, math.sqrt(1 / precision)
+
+
+def heun(sde, v, t, s):
+    """The trapezoidal rule for x / alpha against sigma / alpha."""
+    (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
+    h = sigma_s / alpha_s - sigma / alpha
+    slope = sigma / (alpha**2 * v + sigma**2)
+    euler = alpha_s * (1 / alpha + h * slope)
+    later = sigma_s / (alpha_s**2 * v + sigma_s**2) * euler
+    return alpha_s * (1 / alpha + h * (slope + later) / 2), 0.0
+
+
+AFFINE = [
+    (EulerMaruyama, {}, euler_maruyama),
+    (Ancestral, {}, ancestral),
+    (DDIM, {"eta": 0.0}, ddim(0.0)),
+    (DDIM, {"eta": 0.5}, ddim(0.5)),
+    (DDIM, {"eta": 1.0}, ddim(1.0)),
+    (Heun, {}, heun),
+]
+
+
+def names(case):
+    return case[0].__name__ + "".join(str(v) for v in case[1].values()) if isinstance(case, tuple) else str(case)
+
+
+@pytest.mark.parametrize("sde", PAPER_SDES, ids=str)
+@pytest.mark.parametrize("case", AFFINE, ids=names)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_coefficient_is_that_of_the_recursion(monkeypatch, sde, case, grid):
+    """Starting from x_T and noise of 1 in turn; at 20 steps, for wide and for narrow data, for each way to end."""
+    cls, options, step = case
+    times = time_grid(grid, sde, 20).tolist()
+    for v in VARIANCES:
+        for final in ("mean", "sample", "denoise"):
+            start, noise = 1.0, []
+            for t, s in itertools.pairwise(times):
+                a, b = step(sde, v, t, s)
+                start, noise = a * start, [a * n for n in noise] + [b]
+            if final == "mean":
+                noise[-1] = 0.0
+            if final == "denoise":
+                alpha, sigma, *_ = paper(sde, times[-1])
+                shrink = alpha * v / (alpha**2 * v + sigma**2)
+                start, noise = shrink * start, [shrink * n for n in noise]
+            found = response(monkeypatch, cls(20, grid, final, **options), gaussian(sde, v))
+            expected = torch.tensor([start, *noise], dtype=torch.float64)
+            actual = torch.cat([found.start[0], found.noise[:, 0, 0]])
+            assert torch.allclose(actual, expected, rtol=1e-11, atol=1e-13 * expected.abs().max()), (v, final)
+
+
+def variance_error(monkeypatch, sampler, sde, v=0.25):
+    """Variance of the samples less that of p at t_min, from the exact p at t_max."""
+    model = gaussian(sde, v)
+    found = response(monkeypatch, sampler, model).moments(*marginal(model, sde.t_max))[1]
+    return float(found - marginal(model, sde.t_min)[1])
+
+
+# Orders, at steps N for which the error is in its asymptotic range.
+ORDERS = [
+    (EulerMaruyama, {"grid": "uniform", "final": "sample"}, VP(), 200, 2.0),
+    (EulerMaruyama, {"grid": "log_snr", "final": "sample"}, SubVP(), 200, 2.0),
+    (Ancestral, {"grid": "log_snr", "final": "sample"}, VP(), 200, 2.0),
+    (Ancestral, {"grid": "log_snr", "final": "sample"}, VE(), 200, 2.0),
+    (DDIM, {"grid": "uniform", "eta": 0.5, "final": "sample"}, VP(), 200, 2.0),
+    (DDIM, {"grid": "uniform"}, VP(), 200, 2.0),
+    (DDIM, {"grid": "log_snr"}, VE(), 200, 2.0),
+    (Heun, {"grid": "log_snr"}, VP(), 100, 4.0),
+    (Heun, {"grid": "karras"}, VP(), 100, 4.0),
+    (Heun, {"grid": "karras"}, VE(), 100, 4.0),
+]
+
+
+@pytest.mark.parametrize("cls, options, sde, steps, ratio", ORDERS, ids=str)
+def test_order_of_convergence(monkeypatch, cls, options, sde, steps, ratio):
+    """The error of the variance falls by 2^order when the number of steps doubles."""
+    coarse, fine = (abs(variance_error(monkeypatch, cls(steps=n, **options), sde)) for n in (steps, 2 * steps))
+    assert coarse / fine == pytest.approx(ratio, abs=0.05 * ratio), (coarse, fine)
+    assert coarse < 0.05
+
+
+@pytest.mark.parametrize("method, ratio, slack", [("euler", 2, 0.1), ("midpoint", 4, 0.2), ("rk4", 16, 3)])
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+def test_order_of_the_probability_flow(method, ratio, slack, direction):
+    """Against x_0 = sqrt(V_0 / V_T) x_T, in both directions."""
+    sde = VP(t_min=1e-2)
+    model, one = gaussian(sde, 0.25), torch.ones(1, 1, dtype=torch.float64)
+    exact = math.sqrt(float(marginal(model, sde.t_min)[1] / marginal(model, sde.t_max)[1]))
+
+    def error(steps):
+        flow = ProbabilityFlow(method=method, steps=steps)
+        if direction == "encode":
+            return abs(float(flow.encode(model, one).x) - 1 / exact)
+        return abs(float(flow(model, x_T=one).x) - exact)
+
+    assert error(160) / error(320) == pytest.approx(ratio, abs=slack)
+
+
+def one_step(sampler, model, t, s, x):
+    sde = model.sde
+    t, s = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
+    change = sde.log_snr(t) - sde.log_snr(s)
+    step = Step(
+        model, t, s, sde.alpha(t), sde.alpha(s), sde.sigma(t), sde.sigma(s), change, torch.zeros_like, torch.zeros_like
+    )
+    return sampler.step(x, step)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_ancestral_is_euler_maruyama_to_second_order(sde):
+    model, x = gaussian(sde, 0.25, 0.3), torch.ones(1, 1, dtype=torch.float64)
+
+    def difference(dt):
+        return float(
+            one_step(Ancestral(), model, 0.5, 0.5 - dt, x) - one_step(EulerMaruyama(), model, 0.5, 0.5 - dt, x)
+        )
+
+    assert difference(4e-4) / difference(2e-4) == pytest.approx(4, abs=0.1)
+
+
+def point_mass(sde):
+    point = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
+    return GaussianMixture(torch.ones(1), point, torch.zeros(1, 2, 2, dtype=torch.float64), sde), point
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_ddim_is_exact_on_a_point_in_one_step(sde):
+    """The flow of a point mass keeps eps: x_s = alpha_s x_0 + sigma_s eps, in one step or in many."""
+    model, point = point_mass(sde)
+    eps = torch.tensor([[0.7, -1.3], [0.0, 2.0]], dtype=torch.float64)
+    start, end = (torch.tensor(t, dtype=torch.float64) for t in (sde.t_max, sde.t_min))
+    for steps in (1, 2, 7):
+        found = DDIM(steps=steps)(model, x_T=sde.perturb(point.expand(2, 2), start, eps)).x
+        assert torch.allclose(found, sde.perturb(point.expand(2, 2), end, eps), rtol=1e-9), steps
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_ddim_with_full_noise_is_ancestral_bit_for_bit(sde, grid):
+    model = gaussian(sde, 0.25, 0.3, torch.float32)
+    arguments = dict(shape=(16, 1), seed=4)
+    assert torch.equal(DDIM(15, grid, eta=1.0)(model, **arguments).x, Ancestral(15, grid)(model, **arguments).x)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("cls", [EulerMaruyama, Ancestral])
+def test_the_last_noise_is_what_final_says(monkeypatch, sde, cls):
+    """ "sample" adds the last step's noise to "mean" and nothing else; "denoise" on a point mass is the point."""
+    model = gaussian(sde, 0.25)
+    mean, sample = (response(monkeypatch, cls(10, "log_snr", final), model) for final in ("mean", "sample"))
+    assert torch.equal(mean.start, sample.start) and torch.equal(mean.noise[:-1], sample.noise[:-1])
+    assert not mean.noise[-1].any() and sample.noise[-1].all()
+    monkeypatch.undo()
+    model, point = point_mass(sde)
+    found = cls(10, "log_snr", "denoise")(model, shape=(3, 2)).x
+    assert torch.allclose(found, point.expand(3, 2).to(found), atol=1e-6), found
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_the_mean_of_the_last_ancestral_step_on_a_point_is_alpha_times_the_point(monkeypatch, sde):
+    """The posterior mean of x_s: alpha_s x_0 + sigma_s (sigma_s alpha_t) / (sigma_t alpha_s) eps."""
+    model, point = point_mass(sde)
+    grid = time_grid("log_snr", sde, 50)
+    t, s = grid[-2], grid[-1]
+    eps = torch.tensor([[0.7, -1.3]], dtype=torch.float64)
+    found = one_step(Ancestral(), model, float(t), float(s), sde.perturb(point, t, eps))
+    keep = sde.sigma(s) ** 2 * sde.alpha(t) / (sde.sigma(t) * sde.alpha(s))
+    assert torch.allclose(found, sde.alpha(s) * point + keep * eps, rtol=1e-10)

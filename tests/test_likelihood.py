@@ -1,0 +1,395 @@
+"""Exact likelihoods: against closed forms, as densities that integrate to one, with honest errors and failures."""
+
+import math
+
+import pytest
+import torch
+from oracles import ROWS, SDES, ExactNet, correlated, gaussian, legendre, marginal, mixture, signs
+from torch import nn
+
+from models import MLP, LevelHead, ScoreNetwork
+from models.parametrization import ROWS as PARAMETRIZATIONS
+from sde import VE, VP, Noise, ScoreModel
+from solvers import Exact, Hutchinson, ODEError, ProbabilityFlow, log_likelihood
+from solvers.ode import ADAPTIVE, FIXED, integrate
+
+WAYS = [dict(method="dopri5"), dict(method="dopri8")]
+"""Ways to integrate that must give the same number."""
+
+
+def at_t_min(model, n, seed=0):
+    """Samples of p at t_min, a few of them moved to where it has little mass."""
+    x = model.sample(n, seed)
+    t = torch.tensor(model.sde.t_min, dtype=x.dtype)
+    x = model.sde.perturb(x, t, Noise(seed + 1).normal(tuple(x.shape), dtype=x.dtype))
+    x[::4] += 1.5
+    return x, model.log_prob(x, t)
+
+
+def terminal(model):
+    """The exact log-density at t_max."""
+    return lambda x: model.log_prob(x, torch.tensor(model.sde.t_max, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_log_density_of_a_mixture(sde, way):
+    """With the exact density at t_max the number is exact but for the solver: 1e-5 at tolerance 1e-8."""
+    model = mixture(sde)
+    x, exact = at_t_min(model, 16)
+    found = log_likelihood(model, x, rtol=1e-8, atol=1e-8, prior=terminal(model), **way)
+    assert (found.log_prob - exact).abs().max() < 1e-5
+    loose = log_likelihood(model, x, prior=terminal(model), **way)
+    assert (loose.log_prob - exact).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_what_the_prior_costs_is_its_mismatch(sde):
+    """With the process's own prior the error is log prior - log p at the latent, and nothing else."""
+    model = mixture(sde)
+    x, exact = at_t_min(model, 16)
+    found = log_likelihood(model, x, rtol=1e-8, atol=1e-8)
+    mismatch = sde.prior(tuple(x.shape)).log_prob(found.latent) - terminal(model)(found.latent)
+    assert (found.log_prob - exact - mismatch).abs().max() < 1e-5
+    assert torch.equal(found.prior, sde.prior(tuple(x.shape)).log_prob(found.latent))
+    assert torch.allclose(found.prior + found.change, found.log_prob, rtol=1e-14) and found.endpoint is None
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("name", ROWS)
+def test_all_parametrizations_have_one_likelihood(sde, name):
+    exact = correlated(sde)
+    model = ScoreNetwork(ExactNet(exact, PARAMETRIZATIONS[name]().row), sde, name)
+    x, _ = at_t_min(exact, 4)
+    found, expected = (log_likelihood(m, x, rtol=1e-6, atol=1e-6) for m in (model, exact))
+    assert torch.allclose(found.log_prob, expected.log_prob, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method, ratio, slack", [("euler", 2, 0.1), ("midpoint", 4, 0.3), ("rk4", 16, 3)])
+def test_order_of_fixed_steps(method, ratio, slack):
+    model = gaussian(VP(t_min=1e-2), 0.25, 0.3)
+    x, exact = at_t_min(model, 4)
+
+    def error(steps):
+        found = log_likelihood(model, x, method=method, steps=steps, prior=terminal(model))
+        return float((found.log_prob - exact).abs().mean())
+
+    assert error(160) / error(320) == pytest.approx(ratio, abs=slack)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_the_latent_is_that_of_the_flow(sde):
+    model = mixture(sde)
+    x, _ = at_t_min(model, 8)
+    found = log_likelihood(model, x, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(found.latent, ProbabilityFlow(1e-9, 1e-9).encode(model, x).x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_the_change_of_a_gaussian_is_the_logarithm_of_its_scaling(sde):
+    model = correlated(sde)
+    (_, first), (_, last) = marginal(model, sde.t_min), marginal(model, sde.t_max)
+    expected = 0.5 * (torch.logdet(last) - torch.logdet(first))
+    found = log_likelihood(model, model.sample(3), rtol=1e-9, atol=1e-9).change
+    assert torch.allclose(found, expected.expand(3), atol=1e-6)
+
+
+@pytest.mark.parametrize("name, reach", [("noise", 2000), ("data", 0.5), ("v", 12), ("levels", 12)])
+def test_any_network_gives_a_density(name, reach):
+    """Untrained, with random weights: the density integrates to one on a line, over where its samples fall."""
+    torch.manual_seed(1)
+    levels = name == "levels"
+    sde = VP(t_min=1e-2)
+    net = MLP((1,), 5 if levels else 1, width=16, depth=1)
+    nn.init.normal_(net.last[-1].weight, std=0.03 if name == "data" else 0.3)
+    model = ScoreNetwork(net, sde, LevelHead(torch.randn(5, 1)) if levels else name).double()
+
+    def density(x):
+        return log_likelihood(model, x[:, None], rtol=1e-6, atol=1e-6).log_prob.exp()
+
+    assert legendre(density, -reach, reach, panels=100, order=12) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_companions_do_not_change_a_likelihood(sde):
+    """Alone or among 64 with far outliers: within ten tolerances."""
+    model, tolerance = mixture(sde), 1e-5
+    x, _ = at_t_min(model, 64)
+    x[32:] *= 30
+    whole = log_likelihood(model, x, rtol=tolerance, atol=tolerance).log_prob
+    for i in (1, 5, 40):
+        alone = log_likelihood(model, x[i : i + 1], rtol=tolerance, atol=tolerance).log_prob
+        size = max(1.0, float(alone.abs()))
+        assert abs(float(alone - whole[i])) < 10 * tolerance * size, i
+
+
+def test_permuted_samples_have_permuted_likelihoods():
+    model = mixture(VP())
+    x, _ = at_t_min(model, 16)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(
+        log_likelihood(model, x[order]).log_prob, log_likelihood(model, x).log_prob[order], rtol=1e-12, atol=1e-12
+    )
+
+
+# The divergence.
+
+
+def field(x):
+    """A field of three dimensions whose Jacobian is full and not symmetric."""
+    a = torch.tensor([[1.0, -0.5, 0.2], [0.7, -2.0, 0.3], [0.1, 0.9, 0.4]], dtype=x.dtype)
+    return torch.sin(x @ a) + 0.1 * x**2 * x.roll(1, dims=-1)
+
+
+def jacobians(x):
+    return torch.stack([torch.autograd.functional.jacobian(field, one) for one in x])
+
+
+def test_the_exact_divergence_is_the_trace():
+    x = Noise(0).normal((5, 3), dtype=torch.float64)
+    value, estimates = Exact().along(field, x, Exact().directions(x))
+    assert torch.equal(value, field(x))
+    expected = jacobians(x).diagonal(dim1=1, dim2=2).sum(1)
+    assert torch.allclose(estimates[:, 0], expected, rtol=1e-12)
+    mean, stderr = Exact().summary(estimates)
+    assert torch.equal(mean, estimates[:, 0]) and not stderr.any()
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_the_divergence_of_a_gaussians_velocity(sde):
+    """f D - g^2 / 2 (-tr V^-1), with V the covariance at t."""
+    model = correlated(sde)
+    for t in (sde.t_min, 0.3 * sde.t_max, sde.t_max):
+        time = torch.tensor(t, dtype=torch.float64)
+        x = model.sample(4)
+        velocity, found = Exact().along(lambda y, s=time: model.velocity(y, s), x, Exact().directions(x))
+        f = sde.drift(torch.ones(1, 1, dtype=time.dtype), time)[0, 0]
+        trace = torch.linalg.inv(marginal(model, t)[1]).trace()
+        expected = 2 * f + 0.5 * sde.diffusion(time) ** 2 * trace
+        assert torch.allclose(found[:, 0], expected.expand(4), rtol=1e-9), t
+        assert torch.allclose(velocity, model.velocity(x, time), rtol=1e-12)
+
+
+def test_the_mean_over_all_signs_is_the_trace():
+    x = Noise(0).normal((5, 3), dtype=torch.float64)
+    directions = signs(3)[:, None].expand(8, 5, 3)
+    _, estimates = Hutchinson().along(field, x, directions)
+    jacobian = jacobians(x)
+    assert torch.allclose(estimates.mean(1), jacobian.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-12, atol=1e-13)
+    symmetric = 0.5 * (jacobian + jacobian.mT)
+    off = symmetric.square().sum((1, 2)) - symmetric.diagonal(dim1=1, dim2=2).square().sum(1)
+    assert torch.allclose(estimates.var(1, correction=0), 2 * off, rtol=1e-12)
+
+
+def test_variance_of_gaussian_probes():
+    """2 |S|^2 with S the symmetric part, and 1 / k for the mean of k."""
+    x, probes = Noise(0).normal((1, 3), dtype=torch.float64), 40_000
+    divergence = Hutchinson(1, "gaussian")
+    # One probe for each of many copies of a sample, in place of many probes of one.
+    copies = x.expand(probes, 3)
+    _, estimates = divergence.along(field, copies, divergence.directions(copies))
+    jacobian = jacobians(x)[0]
+    variance = 2 * float((0.5 * (jacobian + jacobian.T)).square().sum())
+    assert abs(float(estimates.mean() - jacobian.trace())) < 4 * math.sqrt(variance / probes)
+    assert float(estimates.var()) == pytest.approx(variance, rel=0.05)
+    means = estimates[:, 0].reshape(-1, 8).mean(1)
+    assert float(means.var()) == pytest.approx(variance / 8, rel=0.1)
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+def test_probes_depend_on_seed_and_sample_alone(distribution):
+    x = torch.zeros(6, 2, 3)
+    whole = Hutchinson(3, distribution, seed=4).directions(x)
+    assert torch.equal(Hutchinson(3, distribution, seed=4).directions(x[:2]), whole[:, :2])
+    assert torch.equal(Hutchinson(2, distribution, seed=4).directions(x), whole[:2])
+    assert not torch.equal(Hutchinson(3, distribution, seed=5).directions(x), whole)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_probes_are_not_the_noise_that_made_the_samples(number):
+    """Under one seed, or the likelihood of a model's own samples would be biased."""
+    x = torch.zeros(500, 4)
+    probes = Hutchinson(4, "gaussian").directions(x)
+    made = Noise(0).normal((500, 4), number)
+    assert all(abs(float((probe * made).mean())) < 4 / math.sqrt(2000) for probe in probes)
+
+
+def test_the_standard_error_is_that_of_the_probes():
+    model = correlated(VP(t_min=1e-3))
+    x = model.sample(4, seed=1)
+    truth = log_likelihood(model, x)
+    assert torch.equal(truth.stderr, torch.zeros_like(x[:, 0]))
+    assert log_likelihood(model, x, Hutchinson()).stderr is None
+    # The same sample four hundred times: independent probes for each copy.
+    copies = x[:1].expand(400, 2)
+    found = log_likelihood(model, copies, Hutchinson(probes=8), rtol=1e-4, atol=1e-4)
+    spread = float(found.log_prob.std())
+    assert float(found.stderr.square().mean().sqrt()) == pytest.approx(spread, rel=0.15)
+    assert abs(float(found.log_prob.mean() - truth.log_prob[0])) < 4 * spread / 20 + 1e-3
+    assert found.log_prob.shape == found.stderr.shape == (400,)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"probes": 0}, "probes must be a positive integer, found 0"),
+        ({"probes": 1.0}, "probes must be a positive integer"),
+        ({"probes": True}, "probes must be a positive integer"),
+        ({"distribution": "uniform"}, "distribution must be one of rademacher, gaussian, found 'uniform'"),
+    ],
+)
+def test_what_is_no_probe_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"Hutchinson: {message}"):
+        Hutchinson(**arguments)
+
+
+# The endpoint.
+
+
+def test_the_endpoint_correction_takes_the_error_from_second_to_fourth_order():
+    """When sigma_min halves, the error of log p of clean data falls by 4 without and by 16 with the correction."""
+    errors = {False: [], True: []}
+    for sigma_min in (0.02, 0.01):
+        model = mixture(VE(sigma_min=sigma_min, t_min=1e-9))
+        x = model.sample(24, seed=2)
+        for corrected, found in errors.items():
+            ll = log_likelihood(model, x, rtol=1e-8, atol=1e-8, prior=terminal(model), endpoint_correction=corrected)
+            found.append(float((ll.log_prob - model.log_prob(x)).abs().mean()))
+            if corrected:
+                assert torch.allclose(ll.prior + ll.change + ll.endpoint, ll.log_prob, rtol=1e-12)
+    assert errors[False][0] / errors[False][1] == pytest.approx(4, abs=0.3)
+    assert errors[True][0] / errors[True][1] == pytest.approx(16, abs=3)
+    assert errors[True][1] < 0.05 * errors[False][1]
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_the_endpoint_correction_of_a_process_with_a_mean(sde):
+    model = mixture(sde)
+    x = model.sample(16, seed=2)
+    plain, corrected = (
+        log_likelihood(model, x, rtol=1e-8, atol=1e-8, prior=terminal(model), endpoint_correction=c)
+        for c in (False, True)
+    )
+    exact = model.log_prob(x)
+    assert (corrected.log_prob - exact).abs().mean() < 0.2 * (plain.log_prob - exact).abs().mean() + 1e-6
+
+
+# Units, counts, and failures.
+
+
+def test_units():
+    """log p of a x + b is log p of x, less D log a: the same field in other units, by another mixture."""
+    sde, a = VE(), 3.0
+    model = mixture(sde)
+    scaled = type(model)(
+        model.log_weights.exp(),
+        a * model.means,
+        a**2 * (model.axes * model.variances[:, None]) @ model.axes.mT,
+        VE(sigma_min=a * sde.sigma_min, sigma_max=a * sde.sigma_max),
+    )
+    x, _ = at_t_min(model, 6)
+    found, expected = (log_likelihood(m, y, rtol=1e-9, atol=1e-9) for m, y in ((scaled, a * x), (model, x)))
+    assert torch.allclose(found.log_prob, expected.log_prob - 2 * math.log(a), atol=1e-6)
+
+
+class Watch(ScoreModel):
+    """Keeps the times at which it is called."""
+
+    def __init__(self, inner):
+        super().__init__(inner.sde)
+        self.inner, self.times = inner, []
+
+    def forward(self, x, t):
+        self.times.append(float(t))
+        return self.inner(x, t)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
+def test_no_evaluation_outside_the_interval(sde, method):
+    """And the number of evaluations is the number of calls."""
+    model = Watch(mixture(sde))
+    x, _ = at_t_min(model.inner, 3)
+    steps = 10 if method in FIXED else None
+    ll = log_likelihood(model, x, method=method, steps=steps)
+    assert ll.nfe == len(model.times)
+    flow = ProbabilityFlow(method=method, steps=steps)
+    assert flow(model, x_T=ll.latent).nfe == len(model.times) - ll.nfe
+    assert min(model.times) >= sde.t_min and max(model.times) <= sde.t_max
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(probes=3)], ids=str)
+def test_one_call_gives_velocity_and_divergence(divergence):
+    assert log_likelihood(correlated(VP()), torch.zeros(2, 2).double(), divergence, method="rk4", steps=5).nfe == 20
+
+
+def test_parameters_are_as_they_were():
+    model = ScoreNetwork(MLP((2,), width=8, depth=1), VP())
+    frozen = [p for i, p in enumerate(model.parameters()) if i % 2]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [p.requires_grad for p in model.parameters()]
+    x = torch.zeros(2, 2)
+    ll = log_likelihood(model, x, method="euler", steps=2)
+    assert [p.requires_grad for p in model.parameters()] == before and not ll.log_prob.requires_grad
+    with pytest.raises(ODEError):
+        log_likelihood(model, x * float("nan"), method="euler", steps=2)
+    assert [p.requires_grad for p in model.parameters()] == before and not model._forward_pre_hooks
+    assert all(p.grad is None for p in model.parameters())
+
+
+def state(n=2):
+    return (torch.ones(n, 1, dtype=torch.float64),)
+
+
+def nan_late(t, y):
+    return (y[0] * (float("nan") if float(t) > 0.7 else 1.0),)
+
+
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
+def test_a_field_that_turns_nan_raises(method):
+    with pytest.raises(ODEError, match=r"the right-hand side is not finite at t=0\.[789].*raise t_min|at t=1 "):
+        integrate(nan_late, state(), 0.0, 1.0, method, steps=20 if method in FIXED else None)
+
+
+def test_too_many_steps_raise():
+    with pytest.raises(ODEError, match=r"dopri5 stopped near t=.* after \d+ evaluations .*take method='rk4'"):
+        integrate(lambda t, y: (torch.cos(1e4 * t) * y[0],), state(), 0.0, 1.0, "dopri5", 1e-9, 1e-9, max_steps=50)
+
+
+def test_a_singular_field_raises():
+    """y' = y^2 from 1 blows up at t = 1."""
+    with pytest.raises(ODEError):
+        integrate(lambda t, y: (y[0] ** 2,), state(), 0.0, 2.0, "dopri5", 1e-6, 1e-6)
+
+
+def test_growth_beyond_the_largest_number_raises():
+    with pytest.raises(ODEError):
+        integrate(lambda t, y: (1e300 * y[0] ** 2,), state(), 0.0, 1.0, "rk4", steps=5)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0), (1e-5, 0.7), (0.3, 1 / 3)], ids=str)
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
+def test_exponentials_in_both_directions(method, ends):
+    start, end = ends
+    steps = 2000 if method in FIXED else None
+    (y,) = integrate(lambda t, y: (y[0] * torch.cos(t),), state(), start, end, method, 1e-9, 1e-9, steps)
+    expected = math.exp(math.sin(end) - math.sin(start))
+    assert torch.allclose(y, torch.full_like(y, expected), rtol=2e-3 if method == "euler" else 1e-6), y
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"method": "rk4"}, "give steps >= 1, found None"),
+        ({"method": "euler", "steps": True}, "give steps >= 1, found True"),
+        ({"steps": 10}, "chooses its own steps"),
+        ({"method": "heun3"}, "method must be one of"),
+        ({"rtol": -1.0}, "rtol and atol must be positive"),
+    ],
+)
+def test_a_wrong_combination_is_refused_before_the_first_call(arguments, message):
+    model = Watch(mixture(VP()))
+    with pytest.raises(ValueError, match=message):
+        log_likelihood(model, torch.zeros(1, 2).double(), **arguments)
+    assert not model.times
