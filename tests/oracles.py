@@ -29,6 +29,9 @@ ALL_SDES = [*SDES, *(cls(t_max=t_max) for cls in SDE_CLASSES for t_max in (0.5, 
 
 PAPER_SDES = [cls(**({"t_max": t} if t != 1 else {})) for cls in (VP, SubVP, VE) for t in (1, 0.5, 3.0)]
 
+FEW_SDES = [VP(), SubVP(t_max=3.0), VE(t_max=0.5)]
+"""One of each, for tests that take long."""
+
 ROWS = ("noise", "data", "v", "velocity", "score")
 
 
