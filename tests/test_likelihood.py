@@ -61,7 +61,7 @@ def test_all_parametrizations_have_one_likelihood(sde, name):
     exact = correlated(sde)
     model = ScoreNetwork(ExactNet(exact, PARAMETRIZATIONS[name]().row), sde, name)
     x, _ = at_t_min(exact, 4)
-    found, expected = (log_likelihood(m, x, method="rk4", steps=20) for m in (model, exact))
+    found, expected = (log_likelihood(m, x, method="rk4", steps=8) for m in (model, exact))
     assert torch.allclose(found.log_prob, expected.log_prob, rtol=1e-6, atol=1e-6)
 
 
@@ -289,6 +289,15 @@ def test_the_endpoint_correction_of_a_process_with_a_mean(sde):
     )
     exact = model.log_prob(x)
     assert (corrected.log_prob - exact).abs().mean() < 0.2 * (plain.log_prob - exact).abs().mean() + 1e-6
+
+
+def test_the_endpoint_correction_counts_the_scale_of_the_data():
+    """At t_min the data are alpha x: D log alpha is part of it. For data far wider than the noise it is all of it."""
+    model = gaussian(VP(t_min=1e-2), 100.0)
+    x = model.sample(8, seed=2)
+    found = log_likelihood(model, x, rtol=1e-9, atol=1e-9, prior=terminal(model), endpoint_correction=True)
+    assert (found.log_prob - model.log_prob(x)).abs().max() < 1e-7
+    assert torch.equal(found.endpoint < -5e-4, torch.ones(8, dtype=torch.bool))
 
 
 # Units, counts, and failures.

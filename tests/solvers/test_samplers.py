@@ -140,7 +140,7 @@ def test_the_probability_flow_of_all_parametrizations(sde, name):
     exact = correlated(sde)
     model = ScoreNetwork(ExactNet(exact, PARAMETRIZATIONS[name]().row), sde, name)
     x_T = sde.prior((4, 2)).sample(0, dtype=torch.float64)
-    found, expected = (ProbabilityFlow(method="rk4", steps=20)(m, x_T=x_T).x for m in (model, exact))
+    found, expected = (ProbabilityFlow(method="rk4", steps=8)(m, x_T=x_T).x for m in (model, exact))
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
