@@ -81,6 +81,27 @@ def test_densities_solve_the_fokker_planck_equation(sde):
         assert (residual.abs() / size).max() < 1e-10, (sde, fraction)
 
 
+def tilted(sde):
+    """One Gaussian in three dimensions whose axes are no symmetric matrix, as those in the plane may be."""
+    root = torch.tensor([[1.0, 0.0, 0.0], [0.7, 0.3, 0.0], [-0.4, 0.9, 0.5]], dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    return GaussianMixture(one, torch.zeros(1, 3, dtype=torch.float64), (root @ root.T)[None], sde), root @ root.T
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_a_tilted_gaussian_in_three_dimensions(sde):
+    model, covariance = tilted(sde)
+    assert not torch.allclose(model.axes, model.axes.mT, atol=0.1)
+    for t in at_ends(sde):
+        x = model.sample(5)
+        blurred = sde.alpha(t) ** 2 * covariance + sde.sigma(t) ** 2 * torch.eye(3, dtype=t.dtype)
+        expected = -torch.linalg.solve(blurred, x.T).T
+        assert torch.allclose(model.score(x, t), expected, rtol=1e-8, atol=1e-8 * expected.abs().max()), t
+    x, n = model.sample(20_000), 20_000
+    products = x[:, :, None] * x[:, None, :]
+    assert ((products.mean(0) - covariance).abs() < 4 * products.std(0) / math.sqrt(n)).all()
+
+
 def test_samples_have_the_moments_of_the_mixture():
     model, n = mixture(VP()), 40_000
     x = model.sample(n, seed=1)

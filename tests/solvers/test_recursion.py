@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from oracles import PAPER_SDES, SDES, gaussian, marginal, paper, response
+from oracles import FEW_SDES, SDES, gaussian, marginal, paper, response
 
 from models import GaussianMixture
 from sde import VE, VP, SubVP
@@ -66,7 +66,7 @@ def names(case):
     return case[0].__name__ + "".join(str(v) for v in case[1].values()) if isinstance(case, tuple) else str(case)
 
 
-@pytest.mark.parametrize("sde", PAPER_SDES, ids=str)
+@pytest.mark.parametrize("sde", FEW_SDES, ids=str)
 @pytest.mark.parametrize("case", AFFINE, ids=names)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_coefficient_is_that_of_the_recursion(monkeypatch, sde, case, grid):
