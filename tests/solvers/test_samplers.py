@@ -45,6 +45,12 @@ CORRECTED = {
 CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, **CORRECTED}
 
 
+def test_the_stated_calls_per_step_are_these():
+    for sampler, calls in CALLS.items():
+        assert sampler.calls_per_step == calls, sampler
+        assert sampler.with_steps(7) == with_steps(sampler, 7, sampler.grid, sampler.final), sampler
+
+
 def with_steps(sampler, steps, grid="log_snr", final="mean"):
     if isinstance(sampler, PredictorCorrector):
         return PredictorCorrector(with_steps(sampler.predictor, steps, grid, final), sampler.corrector)
