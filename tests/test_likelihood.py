@@ -74,7 +74,7 @@ def test_order_of_fixed_steps(method, ratio, slack):
         found = log_likelihood(model, x, method=method, steps=steps, prior=terminal(model))
         return float((found.log_prob - exact).abs().mean())
 
-    assert error(160) / error(320) == pytest.approx(ratio, abs=slack)
+    assert error(80) / error(160) == pytest.approx(ratio, abs=slack)
 
 
 @pytest.mark.parametrize("sde", SDES, ids=str)

@@ -135,7 +135,7 @@ def test_order_of_the_probability_flow(method, ratio, slack, direction):
             return abs(float(flow.encode(model, one).x) - 1 / exact)
         return abs(float(flow(model, x_T=one).x) - exact)
 
-    assert error(160) / error(320) == pytest.approx(ratio, abs=slack)
+    assert error(80) / error(160) == pytest.approx(ratio, abs=slack)
 
 
 def one_step(sampler, model, t, s, x):

@@ -226,7 +226,7 @@ def test_any_number_of_steps_is_finite(sde, grid):
     """Also where the plan of a step could divide by zero or take the root of a negative number."""
     model = mixture(sde, torch.float32)
     for sampler in CALLS:
-        for steps in (1, 2, 3, 4, 5, 7, 10) + (50,) * (grid == "uniform"):
+        for steps in (1, 2, 3, 4, 5, 7, 10, 50) if grid == "uniform" else (1, 2, 3, 7):
             x = with_steps(sampler, steps, grid)(model, shape=(4, 2)).x
             assert bool(torch.isfinite(x).all()) and x.shape == (4, 2), (sampler, steps)
 
