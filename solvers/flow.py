@@ -30,6 +30,10 @@ class Flow(ABC):
         """What the clock shows at time ``t``."""
 
     @abstractmethod
+    def time(self, reading: Tensor) -> Tensor:
+        """The time at which the clock shows ``reading``."""
+
+    @abstractmethod
     def scale(self, t: float) -> float:
         """x / state at time ``t``."""
 
@@ -44,12 +48,15 @@ class AngleFlow(Flow):
     def reading(self, t: float) -> float:
         return math.atan2(*(float(c) for c in self._sigma_alpha(t)))
 
+    def time(self, reading: Tensor) -> Tensor:
+        return self.sde.time(-2 * torch.log(torch.tan(reading)))
+
     def scale(self, t: float) -> float:
         return math.hypot(*(float(c) for c in self._sigma_alpha(t)))
 
     def slope(self, state: Tensor, reading: Tensor) -> Tensor:
         u = reading.to(state)
-        t = self.sde.time(-2 * torch.log(torch.tan(u)))
+        t = self.time(u)
         x0, eps = self.model(expand(torch.hypot(self.sde.alpha(t), self.sde.sigma(t)), state) * state, t)
         return torch.cos(u) * eps - torch.sin(u) * x0
 
@@ -63,6 +70,9 @@ class TimeFlow(Flow):
 
     def reading(self, t: float) -> float:
         return t
+
+    def time(self, reading: Tensor) -> Tensor:
+        return reading
 
     def scale(self, t: float) -> float:
         return 1.0

@@ -93,7 +93,7 @@ def log_likelihood(
 
         (first, last), nothing = (sde.t_min, sde.t_max), x.new_zeros(len(x), divergence.count(x))
         state, readings = (start / path.scale(first), nothing), (path.reading(t) for t in (first, last))
-        latent, change = integrate(slopes, state, *readings, method, rtol, atol, steps)
+        latent, change = integrate(slopes, state, *readings, method, rtol, atol, steps, time=path.time)
         latent = latent * path.scale(last)
         # The state's density is x's times scale^D.
         change = change + x[0].numel() * math.log(path.scale(last) / path.scale(first))

@@ -53,14 +53,15 @@ def integrate(
     atol: float = 1e-5,
     steps: int | None = None,
     max_steps: int = 10_000,
+    time: Callable[[Tensor], Tensor] = lambda reading: reading,
 ) -> State:
     """The state at ``end`` of d(state)/dt = function(t, state), from ``state`` at ``start``; each part is ``(B, ...)``.
 
-    ``t`` is the reading of whatever clock the caller integrates in. Raises ``ODEError`` with that reading, the number
-    of evaluations and a cure.
+    ``time`` turns the reading of the clock that the caller integrates in into t, for messages. Raises ``ODEError`` with
+    t, the number of evaluations and a cure.
     """
     check_method(method, rtol, atol, steps)
-    watched = _Watched(function)
+    watched = _Watched(function, time)
     ends = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
     if method in FIXED:
         grid = torch.linspace(start, end, steps + 1, dtype=ends.dtype, device=ends.device)
@@ -74,24 +75,28 @@ def integrate(
         # torchdiffeq's own text may hold a whole tensor: its first words name the fault.
         reason = str(error).split(":")[0][:80]
         raise ODEError(
-            f"{method} stopped near time {watched.t:.3g} of its clock after {watched.calls} evaluations ({reason}); "
+            f"{method} stopped near t={watched.t:.3g} after {watched.calls} evaluations ({reason}); "
             f"with rtol={rtol:g}, atol={atol:g}: loosen them, raise t_min, or take method='rk4' with steps"
         ) from error
     return tuple(part[-1] for part in path)
 
 
 class _Watched:
-    """The right-hand side, with its last time, the number of its calls, and a check of its values."""
+    """The right-hand side, with its last reading, the number of its calls, and a check of its values."""
 
-    def __init__(self, function: Callable[[Tensor, State], State]):
-        self.function, self.calls, self.t = function, 0, float("nan")
+    def __init__(self, function: Callable[[Tensor, State], State], time: Callable[[Tensor], Tensor]):
+        self.function, self.time, self.calls, self.reading = function, time, 0, torch.tensor(float("nan"))
 
-    def __call__(self, t: Tensor, state: State) -> State:
-        self.calls, self.t = self.calls + 1, float(t)
-        slopes = self.function(t, state)
+    @property
+    def t(self) -> float:
+        return float(self.time(self.reading))
+
+    def __call__(self, reading: Tensor, state: State) -> State:
+        self.calls, self.reading = self.calls + 1, reading
+        slopes = self.function(reading, state)
         if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
             raise ODEError(
-                f"the right-hand side is not finite at time {self.t:.3g} of its clock (evaluation {self.calls}); "
+                f"the right-hand side is not finite at t={self.t:.3g} (evaluation {self.calls}); "
                 "check the network's weights, or raise t_min"
             )
         return slopes

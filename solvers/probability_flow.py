@@ -56,5 +56,5 @@ class ProbabilityFlow(Solver):
 
         readings = (path.reading(t) for t in (start, end))
         state = (x / path.scale(start),)
-        (state,) = integrate(slope, state, *readings, self.method, self.rtol, self.atol, self.steps)
+        (state,) = integrate(slope, state, *readings, self.method, self.rtol, self.atol, self.steps, time=path.time)
         return state * path.scale(end)

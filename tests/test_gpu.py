@@ -1,0 +1,77 @@
+"""What must hold on a CUDA device; skipped without one."""
+
+import json
+
+import pytest
+import torch
+from configurations import configuration
+
+from experiments import training
+from experiments.data import digits
+from experiments.evaluation import evaluate
+from experiments.problem import Problem
+from experiments.run import Run
+from models import MLP, GaussianMixture, ScoreNetwork
+from sde import VE, VP, Noise, SubVP
+from solvers import (
+    DDIM,
+    Ancestral,
+    EulerMaruyama,
+    Exact,
+    Heun,
+    Hutchinson,
+    Langevin,
+    PredictorCorrector,
+    ProbabilityFlow,
+    log_likelihood,
+)
+
+pytestmark = pytest.mark.gpu
+SOLVERS = [
+    EulerMaruyama(steps=20),
+    Ancestral(steps=20, grid="log_snr"),
+    DDIM(steps=20, grid="karras"),
+    Heun(steps=10),
+    PredictorCorrector(EulerMaruyama(steps=20), Langevin()),
+    ProbabilityFlow(),
+    ProbabilityFlow(method="rk4", steps=20),
+]
+
+
+def mixture(sde):
+    covariance = torch.tensor([[[0.5, 0.3], [0.3, 0.4]], [[0.2, 0.0], [0.0, 0.1]]])
+    return GaussianMixture(torch.tensor([0.4, 0.6]), torch.tensor([[-1.0, 0.5], [1.0, 0.0]]), covariance, sde)
+
+
+def test_noise_is_the_same_on_every_device():
+    words = [Noise(7).words((5, 9), 3, device) for device in ("cpu", "cuda")]
+    assert torch.equal(words[0], words[1].cpu())
+
+
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=str)
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_samples_are_those_of_the_cpu(sde, solver):
+    cpu, gpu = (solver(mixture(sde).to(device), shape=(64, 2), seed=1) for device in ("cpu", "cuda"))
+    assert gpu.x.is_cuda and gpu.nfe == cpu.nfe
+    assert torch.allclose(gpu.x.cpu(), cpu.x, atol=1e-3)
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(probes=2)], ids=str)
+def test_likelihoods_are_those_of_the_cpu(divergence):
+    model = ScoreNetwork(MLP((2,)), VP())
+    torch.nn.init.normal_(model.net.last[-1].weight, std=0.1)
+    x = Noise(0).normal((64, 2))
+    cpu, gpu = (
+        log_likelihood(model.to(device), x.to(device), divergence, endpoint_correction=True)
+        for device in ("cpu", "cuda")
+    )
+    assert torch.allclose(gpu.log_prob.cpu(), cpu.log_prob, atol=1e-3)
+
+
+def test_training_and_evaluation_run(tmp_path):
+    problem, device = Problem.of(digits()), torch.device("cuda")
+    config = configuration("train.steps=200", "train.log_every=50", "likelihood.samples=32")
+    model = training.train(config, problem, device, Run(tmp_path, "train"))
+    report, _ = evaluate(model, problem, config, device)
+    assert report.value < 2.4  # below the per-pixel histogram
+    assert json.loads((tmp_path / "summary.json").read_text())["training"]["steps"] == 200
