@@ -166,17 +166,18 @@ class Sampler(Solver):
     def _solve(
         self, model: ScoreModel, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]
     ) -> Tensor:
-        plan = self._plan(model.sde, x)
-        draws = _Draws(noise, x)
+        plan, draws, finite = self._plan(model.sde, x), _Draws(noise, x), []
         visit(0, plan["t"][0], x)
         for i in range(self.steps):
-            draws.silent = self.final == "mean" and i == self.steps - 1
+            last = i == self.steps - 1
+            draws.silent = self.final == "mean" and last
             now = {name: values[i] for name, values in plan.items()}
             x = self.step(x, Step(model, draw=draws, fresh=draws.fresh, **now))
-            visit(i + 1, plan["s"][i], x)
-        if self.final == "denoise":
-            x = model(x, plan["s"][-1]).x0
-        self._check(x)
+            if self.final == "denoise" and last:
+                x = model(x, now["s"]).x0
+            finite.append(torch.isfinite(x).all())  # looked at after the loop, which never waits for a GPU
+            visit(i + 1, now["s"], x)
+        self._check(x, torch.stack(finite), plan["s"])
         return x
 
     def _plan(self, sde: SDE, x: Tensor) -> dict[str, Tensor]:
@@ -187,12 +188,13 @@ class Sampler(Solver):
             columns[f"{name}_t"], columns[f"{name}_s"] = values[:-1], values[1:]
         return {name: column.to(x) for name, column in columns.items()}
 
-    def _check(self, x: Tensor):
-        if not bool(torch.isfinite(x).all()):
-            bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
+    def _check(self, x: Tensor, finite: Tensor, times: Tensor):
+        if not bool(finite.all()):
+            first, bad = int(finite.int().argmin()), int((~torch.isfinite(x).flatten(1).all(1)).sum())
             raise SamplingDiverged(
-                f"{self}: {bad} of {len(x)} samples are not finite after the last step; use more steps, another grid, "
-                "or a smaller t_max / sigma_max, and check that the network was trained under this SDE"
+                f"{self}: step {first + 1} of {len(finite)}, at t={float(times[first]):.3g}, gave values that are not "
+                f"finite ({bad} of {len(x)} samples in the end); use more steps or another grid, and check the weights "
+                "of the network and that it was trained under this SDE"
             )
 
 

@@ -73,10 +73,11 @@ def integrate(
         path = odeint(watched, state, ends, rtol=rtol, atol=atol, method=method, options=options)
     except AssertionError as error:
         # torchdiffeq's own text may hold a whole tensor: its first words name the fault.
-        reason = str(error).split(":")[0][:80]
+        reason = str(error).split(":")[0][:80] or "an assertion of torchdiffeq"
+        cure = "take more steps" if method in FIXED else "loosen them, raise t_min, or take method='rk4' with steps"
         raise ODEError(
             f"{method} stopped near t={watched.t:.3g} after {watched.calls} evaluations ({reason}); "
-            f"with rtol={rtol:g}, atol={atol:g}: loosen them, raise t_min, or take method='rk4' with steps"
+            f"with rtol={rtol:g}, atol={atol:g}: {cure}"
         ) from error
     return tuple(part[-1] for part in path)
 
