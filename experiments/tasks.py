@@ -4,6 +4,7 @@ Everything that a task will need is built and checked before the first long comp
 """
 
 import logging
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -41,6 +42,7 @@ class Session:
         if self.figures:
             self.say(report.pictures(self.figures))
         self.say(f"All results: {self.run.folder}")
+        self.run.note(seconds=round(time.time() - self.run.started, 1))
         self.run.path("report.txt").write_text("\n\n".join(self.said) + "\n")
 
 
