@@ -315,7 +315,8 @@ class Broken(ScoreModel):
 def test_a_sampler_never_returns_nan(sampler):
     model = Broken(mixture(VP()), 0.5)
     sampler = with_steps(sampler, 5, "uniform")
-    with pytest.raises(SamplingDiverged, match=r"step [34] of 5, at t=0\.[24], .* not finite \(1 of 3 samples.*more steps"):
+    words = r"step [34] of 5, at t=0\.[24], .* not finite \(1 of 3 samples.*more steps"
+    with pytest.raises(SamplingDiverged, match=words):
         sampler(model, shape=(3, 2))
     assert not model._forward_pre_hooks
 
