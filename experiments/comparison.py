@@ -29,11 +29,15 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The rows, the noise floor, and each sampler's samples at its largest budget from the first seed."""
+    """The rows, the noise floor, and each sampler's samples at its largest budget from the first seed.
+
+    ``chosen`` is the name of the solver that ``solver=`` stands for.
+    """
 
     rows: list[Row]
     floor: Floor
     samples: dict[str, Tensor]
+    chosen: str
 
 
 def build_solvers(config: DictConfig) -> dict[str, Solver]:
@@ -76,12 +80,13 @@ def compare(model: ScoreNetwork, problem: Problem, config: DictConfig, device: t
     pool = torch.cat((problem.data.train, problem.data.validation))
     n = min(settings.samples, len(pool))
     floor = noise_floor(problem.x(pool, torch.Generator().manual_seed(config.seed + 1)), test, n)
-    plan = list(budgeted(build_solvers(config), list(settings.budgets)))
+    solvers, wanted = build_solvers(config), build(config.solver, where="solver")
+    plan = list(budgeted(solvers, list(settings.budgets)))
     for name, solver in tqdm(plan, desc="samplers", disable=None, leave=False):
         row, drawn = _measure(name, solver, model, (n, *problem.data.shape), test, config.seed, settings.seeds, device)
         rows.append(row)
         samples[name] = drawn
-    return Comparison(rows, floor, samples)
+    return Comparison(rows, floor, samples, next(name for name, solver in solvers.items() if solver == wanted))
 
 
 def _measure(

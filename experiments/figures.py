@@ -75,8 +75,7 @@ def loss_curve(
     window = max(1, len(y) // 20)
     with canvas(path, 6.5, 3.8) as figure:
         axes = figure.add_subplot(xlabel="training step", ylabel="loss")
-        if window > 1:
-            axes.plot(x, y, color=BLUE, alpha=0.25, linewidth=0.8)
+        axes.plot(x, y, color=BLUE, alpha=0.25, linewidth=0.8)
         axes.plot(x, running_mean(y, window), color=BLUE, linewidth=1.8, label="training")
         if held_out is not None:
             axes.plot(*held_out.T, "o", color=RED, markersize=4.5, label="validation")

@@ -137,9 +137,9 @@ def compare_samplers(session: Session, model: ScoreNetwork) -> None:
     session.say(report.samplers(result, count, settings.seeds))
     session.figures += pictures.of_comparison(result, problem, run)
     if problem.dequantizer:
-        quality = image_quality(problem, list(result.samples.values())[-1])
-        run.note(image_quality=quality)
-        session.say(report.quality(quality, list(result.samples)[-1]))
+        quality = image_quality(problem, result.samples[result.chosen])
+        run.note(image_quality=quality | {"sampler": result.chosen})
+        session.say(report.quality(quality, result.chosen))
 
 
 def image_quality(problem: Problem, samples: torch.Tensor) -> dict[str, dict[str, float]]:

@@ -48,6 +48,7 @@ class LevelHead(Parametrization):
         return torch.zeros_like(t), torch.ones_like(t)
 
     def predict(self, output: Tensor, x: Tensor, t: Tensor, sde: GaussianSDE) -> Prediction:
+        """The pair from logits of shape ``(B, K * C, ...)``, level by level."""
         logits = output.reshape(len(x), self.outputs, *x.shape[1:]) + self.log_marginals
         weights = (1 - _FLOOR) * torch.softmax(logits, dim=1) + _FLOOR / self.outputs
         t = t.expand(len(x))
