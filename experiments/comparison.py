@@ -18,7 +18,7 @@ from solvers import Sampler, Solver
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler at one budget, over several seeds: distance (mean, standard deviation), calls, seconds a seed."""
+    """One sampler at one budget: network calls and seconds per seed, mean and deviation of the distance over seeds."""
 
     sampler: str
     nfe: float
@@ -67,6 +67,8 @@ def budgeted(solvers: dict[str, Solver], budgets: list[int]) -> Iterator[tuple[s
         if isinstance(solver, Sampler):
             calls = max(1, solver.calls_per_step)
             steps = sorted({budget // calls for budget in budgets if budget >= calls})
+            if not steps:
+                raise ConfigError(f"compare.budgets={budgets}: {name} needs at least {calls} network calls")
             yield from ((name, solver.with_steps(n)) for n in steps)
         else:
             yield name, solver
@@ -89,15 +91,14 @@ def compare(model: ScoreNetwork, problem: Problem, config: DictConfig, device: t
     return Comparison(rows, floor, samples, next(name for name, solver in solvers.items() if solver == wanted))
 
 
-def _measure(
-    name: str, solver: Solver, model: ScoreNetwork, shape, test: Tensor, seed: int, seeds: int, device
-) -> tuple[Row, Tensor]:
-    distances, nfe, started, first = [], 0, time.time(), None
+def _measure(name, solver, model, shape, test, seed, seeds, device) -> tuple[Row, Tensor]:
+    distances, nfe, seconds, first = [], 0.0, 0.0, None
     for i in range(seeds):
+        started = time.perf_counter()
         out = solver(model, shape=shape, seed=seed + i, device=device)
-        x, nfe = out.x.cpu(), nfe + out.nfe / seeds
+        x = out.x.cpu()  # waits for a GPU
+        nfe, seconds = nfe + out.nfe / seeds, seconds + (time.perf_counter() - started) / seeds
         first = x if first is None else first
         distances.append(sliced_w2(x, test))
     spread = torch.tensor(distances, dtype=torch.float64)
-    deviation = spread.std().item() if seeds > 1 else 0.0
-    return Row(name, nfe, (time.time() - started) / seeds, spread.mean().item(), deviation), first
+    return Row(name, nfe, seconds, spread.mean().item(), spread.std().item() if seeds > 1 else 0.0), first

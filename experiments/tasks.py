@@ -112,8 +112,9 @@ def check_training(session: Session) -> None:
 
 def check_comparison(session: Session) -> None:
     """Build the solvers, likewise."""
-    comparison.check(session.config.compare)
-    comparison.build_solvers(session.config)
+    settings = session.config.compare
+    comparison.check(settings)
+    list(comparison.budgeted(comparison.build_solvers(session.config), list(settings.budgets)))
 
 
 def load_model(session: Session) -> ScoreNetwork:

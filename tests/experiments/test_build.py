@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 import conf
 from experiments.build import ConfigError, build
-from experiments.comparison import build_solvers
+from experiments.comparison import budgeted, build_solvers
 from experiments.problem import build_model
 from solvers import Solver
 
@@ -107,3 +107,12 @@ def test_a_nested_target_is_checked_too():
 def test_levels_need_discrete_data():
     with pytest.raises(ConfigError, match="data of known levels"):
         build_model(configuration("parametrization=levels", "net=mlp"), CONVENTIONS["mlp"])
+
+
+def test_a_budget_is_spent_in_whole_steps():
+    plan = list(budgeted(build_solvers(configuration("solver=ddim")), [10, 21]))
+    assert [(s.steps, s.steps * s.calls_per_step) for name, s in plan if name == "heun"] == [(5, 10), (10, 20)]
+    assert [s.steps for name, s in plan if name == "ddim"] == [10, 21]
+    assert [name for name, _ in plan].count("probability_flow") == 1
+    with pytest.raises(ConfigError, match="heun needs at least 2 network calls"):
+        list(budgeted({"heun": build(configuration("solver=heun").solver)}, [1]))
