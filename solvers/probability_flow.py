@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sde import Noise, ScoreModel
-from solvers.base import Output, Solver, counting
+from solvers.base import Solver
 from solvers.flow import check_coordinates, flow
 from solvers.ode import check_method, integrate
 
@@ -33,11 +33,10 @@ class ProbabilityFlow(Solver):
         check_coordinates(self.coordinates)
         check_method(self.method, self.rtol, self.atol, self.steps)
 
-    def encode(self, model: ScoreModel, x: Tensor) -> Output:
+    def encode(self, model: ScoreModel, x: Tensor) -> Tensor:
         """The latent at t_max of data ``x`` of shape ``(B, ...)``; ``self(model, x_T=latent)`` brings it back."""
-        with torch.no_grad(), counting(model) as calls:
-            latent = self._integrate(model, x, model.sde.t_min, model.sde.t_max)
-        return Output(latent, calls.n)
+        with torch.no_grad():
+            return self._integrate(model, x, model.sde.t_min, model.sde.t_max)
 
     def _solve(
         self, model: ScoreModel, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]

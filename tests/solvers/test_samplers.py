@@ -156,7 +156,7 @@ def test_the_flow_of_a_gaussian_is_a_scaling(sde):
     model = gaussian(sde, 0.25, 0.4)
     (m0, v0), (m1, v1) = marginal(model, sde.t_min), marginal(model, sde.t_max)
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
-    found = ProbabilityFlow(1e-10, 1e-10).encode(model, x).x
+    found = ProbabilityFlow(1e-10, 1e-10).encode(model, x)
     assert torch.allclose(found, m1 + (v1 / v0).sqrt() * (x - m0), rtol=1e-7, atol=1e-7)
 
 
@@ -166,8 +166,8 @@ def test_decoding_inverts_encoding(sde, method):
     model, flow = mixture(sde), ProbabilityFlow(1e-8, 1e-8, method)
     x = model.sample(32, seed=0)
     latent = flow.encode(model, x)
-    assert (flow(model, x_T=latent.x).x - x).abs().max() < 1e-5
-    assert latent.nfe > 0 and latent.x.shape == x.shape
+    assert (flow(model, x_T=latent).x - x).abs().max() < 1e-5
+    assert latent.shape == x.shape
 
 
 # The batch, the seed, and the count of calls.
@@ -216,8 +216,6 @@ def test_calls_of_an_adaptive_method():
     model, seen = mixture(VP()), []
     model.register_forward_hook(lambda *_: seen.append(1))
     assert ProbabilityFlow()(model, shape=(3, 2)).nfe == len(seen) > 20
-    seen.clear()
-    assert ProbabilityFlow().encode(model, torch.zeros(1, 2)).nfe == len(seen) > 20
 
 
 @pytest.mark.parametrize("sde", SDES, ids=str)
