@@ -61,10 +61,11 @@ def evaluate(model: ScoreNetwork, problem: Problem, config: DictConfig, device: 
     check(settings, divergence)
     values = problem.data.test[: settings.samples]
     x = problem.x(values, torch.Generator().manual_seed(config.seed))
-    chunks = [
-        _on_cpu(_chunk(model, chunk.to(device), divergence, settings))
-        for chunk in tqdm(x.split(settings.batch_size), desc="likelihood", disable=None, leave=False)
-    ]
+    options = {name: settings[name] for name in ("method", "rtol", "atol", "steps")}
+    chunks = []
+    for first in tqdm(range(0, len(x), settings.batch_size), desc="likelihood", disable=None, leave=False):
+        part = x[first : first + settings.batch_size].to(device)
+        chunks.append(_on_cpu(log_likelihood(model, part, divergence, first=first, **options)))
     prior, change = (torch.cat([getattr(c, name) for c in chunks]) for name in ("prior", "change"))
     stderr = None if chunks[0].stderr is None else torch.cat([c.stderr for c in chunks])
     nfe = sum(c.nfe for c in chunks) / len(chunks)
@@ -80,10 +81,6 @@ def check(settings: DictConfig, divergence: Any) -> None:
     if settings.batch_size < 1 or (settings.samples is not None and settings.samples < 2):
         found = f"batch_size={settings.batch_size}, samples={settings.samples}"
         raise ConfigError(f"likelihood needs batch_size >= 1, and samples >= 2 or null for all, found {found}")
-
-
-def _chunk(model: ScoreNetwork, x: Tensor, divergence: Divergence, settings: DictConfig) -> Likelihood:
-    return log_likelihood(model, x, divergence, settings.method, settings.rtol, settings.atol, settings.steps)
 
 
 def _on_cpu(part: Likelihood) -> Likelihood:

@@ -23,8 +23,11 @@ class Divergence(ABC):
     """How the trace of the Jacobian is taken."""
 
     @abstractmethod
-    def directions(self, x: Tensor) -> Tensor:
-        """Vectors of shape ``(P, B, ...)``, fixed along the whole path, for ``x`` of shape ``(B, ...)``."""
+    def directions(self, x: Tensor, first: int = 0) -> Tensor:
+        """Vectors of shape ``(P, B, ...)``, fixed along the whole path, for ``x`` of shape ``(B, ...)``.
+
+        ``first`` is the number of the first sample, for data that come in parts.
+        """
 
     @abstractmethod
     def count(self, x: Tensor) -> int:
@@ -54,7 +57,7 @@ class Divergence(ABC):
 class Exact(Divergence):
     """The trace by one product per dimension: for small dimensions and for checks."""
 
-    def directions(self, x: Tensor) -> Tensor:
+    def directions(self, x: Tensor, first: int = 0) -> Tensor:
         size = x[0].numel()
         basis = torch.eye(size, device=x.device, dtype=x.dtype)
         return basis.reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
@@ -93,8 +96,8 @@ class Hutchinson(Divergence):
             known = ", ".join(_DISTRIBUTIONS)
             raise ValueError(f"Hutchinson: distribution must be one of {known}, found {self.distribution!r}")
 
-    def directions(self, x: Tensor) -> Tensor:
-        draw, noise = _DISTRIBUTIONS[self.distribution], Noise(self.seed)
+    def directions(self, x: Tensor, first: int = 0) -> Tensor:
+        draw, noise = _DISTRIBUTIONS[self.distribution], Noise(self.seed, first)
         return torch.stack([draw(noise, tuple(x.shape), _FIRST + i, x.device, x.dtype) for i in range(self.probes)])
 
     def count(self, x: Tensor) -> int:

@@ -65,6 +65,7 @@ def log_likelihood(
     prior: Callable[[Tensor], Tensor] | None = None,
     endpoint_correction: bool = False,
     coordinates: str = "angle",
+    first: int = 0,
 ) -> Likelihood:
     """Log-density of data ``x`` of shape ``(B, ...)`` under the flow of ``model``.
 
@@ -77,12 +78,13 @@ def log_likelihood(
     endpoint_correction: ``x`` is taken as clean data, and the density at t_min is carried on to zero noise by
         log p_0 = log p_s - (s^2 / 2) (div score + |score|^2), s = sigma / alpha, in data units (the heat equation to
         first order in s^2; one more call). Without it ``x`` is taken as a sample at t_min, as is usual.
+    first: number of the first sample, for data that are evaluated in parts: it decides their random probes.
 
     Raises ``ODEError`` when the integration fails.
     """
     check_coordinates(coordinates)
     divergence, sde = divergence or Exact(), model.sde
-    directions = divergence.directions(x)
+    directions = divergence.directions(x, first)
     with torch.no_grad(), frozen(model), counting(model) as calls:
         start, offset = _endpoint(model, x, divergence, directions) if endpoint_correction else (x, None)
 

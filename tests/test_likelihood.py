@@ -442,3 +442,13 @@ def test_a_wrong_combination_is_refused_before_the_first_call(arguments, message
     with pytest.raises(ValueError, match=message):
         log_likelihood(model, torch.zeros(1, 2).double(), **arguments)
     assert not model.times
+
+
+def test_the_parts_of_a_data_set_have_the_probes_of_the_whole():
+    model = mixture(VP())
+    x, divergence = model.sample(6, seed=0), Hutchinson(probes=2)
+    whole = log_likelihood(model, x, divergence, rtol=1e-8, atol=1e-8)
+    tail = log_likelihood(model, x[4:], divergence, rtol=1e-8, atol=1e-8, first=4)
+    assert torch.allclose(tail.change, whole.change[4:], atol=1e-6)
+    other = log_likelihood(model, x[4:], divergence, rtol=1e-8, atol=1e-8)
+    assert not torch.allclose(other.change, whole.change[4:], atol=1e-3)

@@ -30,6 +30,19 @@ def test_the_untrained_level_head_has_the_likelihood_of_the_pixel_histogram():
     assert report.stderr_probes is None  # one probe
 
 
+def test_the_report_does_not_depend_on_the_batch_size():
+    problem, reports = Problem.of(digits()), []
+    for size in (12, 5):
+        config = configuration(*TINY, "likelihood.samples=12", f"likelihood.batch_size={size}", "likelihood.rtol=1e-5")
+        torch.manual_seed(0)
+        model = build_model(config, problem.convention(), problem.data.train)
+        torch.nn.init.normal_(model.net.last[-1].weight, std=0.3)
+        reports.append(evaluate(model, problem, config, torch.device("cpu"))[0])
+    assert reports[0].value == pytest.approx(reports[1].value, abs=1e-4)
+    assert reports[0].stderr_probes == pytest.approx(reports[1].stderr_probes, rel=1e-2)
+    assert reports[0].stderr_probes > 1e-3
+
+
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_uniform_data_have_log2_levels_bits(levels):
     flat = torch.arange(levels, dtype=torch.uint8 if levels <= 256 else torch.int32)
