@@ -59,8 +59,10 @@ def test_the_demo_in_short(tmp_path):
         assert (run / name).is_file(), name
     assert not [path for path in tmp_path.rglob("*") if "=" in path.name]
 
-    code, _, err = score_sde(*QUICK, f"hydra.run.dir={run}")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, _, err = score_sde("seed=7", f"hydra.run.dir={run}")
     assert code == 2 and "already holds a run" in err
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for task in ("sample", "likelihood", "compare"):
         code, out, err = score_sde(*QUICK, f"task={task}", f"checkpoint={run}", f"hydra.run.dir={tmp_path / task}")
         assert code == 0, err
@@ -119,6 +121,8 @@ def test_a_failing_job_does_not_stop_a_sweep(tmp_path):
     assert states == ["done", "failed", "done"] and code == 1
     assert "train.ema must lie in [0, 1)" in (tmp_path / "1" / "run.log").read_text()
     assert "train.ema must lie in [0, 1)" in err
+    code, _, err = score_sde("-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    assert code == 2 and "already holds a sweep" in err
 
 
 def test_an_interrupt_keeps_the_weights(tmp_path):
