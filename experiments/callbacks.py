@@ -7,6 +7,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from experiments.run import taken
+
 
 class RefuseTakenFolders(Callback):
     """End the program when the output folder holds a run already, before its configuration is overwritten."""
@@ -23,7 +25,5 @@ class RefuseTakenFolders(Callback):
 def _refuse(folder: Path, mark: str, what: str, key: str) -> None:
     if (folder / mark).exists():
         # Hydra turns an exception of a callback into a warning; leaving the program it can't.
-        print(
-            f"error: {folder} already holds {what}, and nothing is overwritten; choose another {key}", file=sys.stderr
-        )
+        print(f"error: {taken(folder, what, key)}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,6 @@
 """Checkpoints: tensors and plain values in one file, written atomically, read without running anything in it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.problem import build_model
+from experiments.run import replacing
 from models import ScoreNetwork
 
 SCHEMA = 1
@@ -33,12 +33,8 @@ def save(
         "model": model.state_dict(),
         "ema": ema,
     }
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def find(path: str | None) -> Path:

@@ -8,7 +8,7 @@ an upper bound of the discrete data's (see ``experiments.dequantization``); for 
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,16 +49,11 @@ class Report:
         """The parts that sum to ``value``."""
         return {"prior": self.prior, "divergence": self.divergence, "dequantization": self.dequantization}
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 def evaluate(model: ScoreNetwork, problem: Problem, config: DictConfig, device: torch.device) -> tuple[Report, Tensor]:
     """The report for the test split, and each example's log-density in nats, ``(N,)``."""
     settings = config.likelihood
-    divergence = build(settings.divergence, where="likelihood.divergence")
-    check(settings, divergence)
+    divergence = checked_divergence(settings)
     values = problem.data.test[: settings.samples]
     x = problem.x(values, torch.Generator().manual_seed(config.seed))
     options = {name: settings[name] for name in ("method", "rtol", "atol", "steps")}
@@ -74,13 +69,15 @@ def evaluate(model: ScoreNetwork, problem: Problem, config: DictConfig, device: 
     ), prior + change
 
 
-def check(settings: DictConfig, divergence: Any) -> None:
-    """Refuse likelihood settings that can't work."""
+def checked_divergence(settings: DictConfig) -> Divergence:
+    """The divergence that the settings name; settings that can't work are refused."""
+    divergence = build(settings.divergence, where="likelihood.divergence")
     if not isinstance(divergence, Divergence):
         raise ConfigError(f"likelihood.divergence must be a Divergence, found {type(divergence).__name__}")
     if settings.batch_size < 1 or (settings.samples is not None and settings.samples < 2):
         found = f"batch_size={settings.batch_size}, samples={settings.samples}"
         raise ConfigError(f"likelihood needs batch_size >= 1, and samples >= 2 or null for all, found {found}")
+    return divergence
 
 
 def _on_cpu(part: Likelihood) -> Likelihood:

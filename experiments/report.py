@@ -55,14 +55,10 @@ def likelihood(
         gap = f"model minus exact: {exact['gap']:+.4f}, RMS {exact['rms']:.4f}"
         lines.append(f"  exact log-density: {exact['mean']:.4f} nats; {gap}")
     if baselines:
-        rows = [
-            (name.replace("_", " "), f"{b.bits_per_dim:.3f} ± {b.stderr:.3f}", b.protocol)
-            for name, b in baselines.items()
-        ]
-        rows.append(
-            ("this model", f"{report.value:.3f} ± {report.stderr:.3f}", "probability-flow ODE; dequantization bound")
-        )
-        rows = [(name, value) for name, value, _ in sorted(rows, key=lambda row: -float(row[1].split()[0]))]
+        found = {name.replace("_", " "): (b.bits_per_dim, b.stderr) for name, b in baselines.items()}
+        found["this model"] = (report.value, report.stderr)
+        ranked = sorted(found.items(), key=lambda item: -item[1][0])
+        rows = [(name, f"{bits:.3f} ± {stderr:.3f}") for name, (bits, stderr) in ranked]
         lines += ["", table(("held-out data", report.unit), rows)]
     return "\n".join(lines)
 

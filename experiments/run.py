@@ -7,10 +7,12 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _PACKAGES = ("torch", "torchdiffeq", "numpy", "hydra-core", "scikit-learn", "matplotlib")
 
@@ -33,9 +35,7 @@ class Run:
             with (self.folder / "status.json").open("x") as file:
                 json.dump(self._status, file, indent=2)
         except FileExistsError:
-            raise RunFolderTaken(
-                f"{self.folder} already holds a run, and nothing is overwritten; choose another hydra.run.dir"
-            ) from None
+            raise RunFolderTaken(taken(self.folder, "a run", "hydra.run.dir")) from None
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder, whose parent exists."""
@@ -97,10 +97,26 @@ def git_commit() -> str | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write through a temporary file, so that a reader never sees half of it."""
+    """Write plain values; a reader never sees half of them."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that replaces ``path`` once all of it is on the disk: a crash leaves the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def taken(folder: Path, what: str, key: str) -> str:
+    """What to tell someone whose output folder is in use already."""
+    return f"{folder} already holds {what}, and nothing is overwritten; choose another {key}"
 
 
 def _now() -> str:

@@ -74,7 +74,7 @@ def sample(config: DictConfig, run: Run) -> None:
 def likelihood(config: DictConfig, run: Run) -> None:
     """Evaluate the log-likelihood of the test split under a checkpoint."""
     session = Session(config, run)
-    evaluation.check(config.likelihood, build(config.likelihood.divergence, where="likelihood.divergence"))
+    evaluation.checked_divergence(config.likelihood)
     evaluate_likelihood(session, load_model(session))
     session.close()
 
@@ -92,7 +92,7 @@ def everything(config: DictConfig, run: Run) -> None:
     session = Session(config, run)
     check_training(session)
     check_comparison(session)
-    evaluation.check(config.likelihood, build(config.likelihood.divergence, where="likelihood.divergence"))
+    evaluation.checked_divergence(config.likelihood)
     model = training.train(config, session.problem, session.device, run)
     session.figures += pictures.of_training(run)
     log.info("comparing samplers")
@@ -158,7 +158,7 @@ def evaluate_likelihood(session: Session, model: ScoreNetwork) -> None:
     problem, run = session.problem, session.run
     result, log_prob = evaluation.evaluate(model, problem, session.config, session.device)
     np.save(run.path("samples", "log_prob.npy"), log_prob.numpy())
-    run.note(likelihood=result.as_dict())
+    run.note(likelihood=asdict(result))
     baselines = all_baselines(problem.data, problem.dequantizer, session.config.seed) if problem.dequantizer else None
     exact = exact_likelihood(session, model, log_prob) if problem.data.density else None
     run.note(baselines={name: asdict(b) for name, b in (baselines or {}).items()}, exact=exact)

@@ -49,16 +49,10 @@ class UniformLogSNR(TimeSampler):
     """
 
     def quantile(self, u: Tensor, sde: GaussianSDE) -> Tensor:
-        high, low = self._ends(u, sde)
+        high, low = sde.log_snr_ends(u)
         return sde.time(high + (low - high) * u)
 
     def density(self, t: Tensor, sde: GaussianSDE) -> Tensor:
-        high, low = self._ends(t, sde)
+        high, low = sde.log_snr_ends(t)
         at = sde.coefficients(t)
         return at.diffusion_squared / at.sigma.square() / (high - low)
-
-    @staticmethod
-    def _ends(like: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
-        return tuple(
-            sde.log_snr(torch.full((), t, device=like.device, dtype=like.dtype)) for t in (sde.t_min, sde.t_max)
-        )

@@ -155,6 +155,10 @@ class GaussianSDE(SDE):
         """lambda(t) = 2 log(alpha / sigma), strictly decreasing; nats."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    def log_snr_ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """lambda at t_min, the largest, and at t_max; shape ``()``, dtype and device of ``like``."""
+        return tuple(self.log_snr(like.new_full((), t)) for t in (self.t_min, self.t_max))
+
     def time(self, log_snr: Tensor) -> Tensor:
         """The inverse of ``log_snr``, by repeated division; a value beyond the ends of time gives the nearer end."""
         low, width = torch.full_like(log_snr, self.t_min)[..., None], self.t_max - self.t_min

@@ -13,18 +13,14 @@ def uniform(sde: SDE, u: Tensor) -> Tensor:
 
 def log_snr(sde: GaussianSDE, u: Tensor) -> Tensor:
     """Equal steps in the log signal-to-noise ratio (Lu et al., "DPM-Solver", 2022)."""
-    first, last = _ends(sde, u)
+    last, first = sde.log_snr_ends(u)
     return sde.time(first + (last - first) * u)
 
 
 def karras(sde: GaussianSDE, u: Tensor) -> Tensor:
     """Equal steps in (sigma / alpha)^(1/7) (Karras et al., "Elucidating the design space", 2022, eq. 5)."""
-    first, last = (torch.exp(-0.5 * end / 7) for end in _ends(sde, u))
+    last, first = (torch.exp(-0.5 * end / 7) for end in sde.log_snr_ends(u))
     return sde.time(-14 * torch.log(first + (last - first) * u))
-
-
-def _ends(sde: GaussianSDE, u: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(sde.log_snr(torch.full((), t, dtype=u.dtype)) for t in (sde.t_max, sde.t_min))
 
 
 GRIDS = {"uniform": uniform, "log_snr": log_snr, "karras": karras}

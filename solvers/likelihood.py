@@ -87,18 +87,18 @@ def log_likelihood(
     directions = divergence.directions(x, first)
     with torch.no_grad(), frozen(model), counting(model) as calls:
         start, offset = _endpoint(model, x, divergence, directions) if endpoint_correction else (x, None)
-
         path = flow(coordinates, model)
 
         def slopes(reading: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return divergence.along(lambda w: path.slope(w, reading), state[0], directions)
 
-        (first, last), nothing = (sde.t_min, sde.t_max), x.new_zeros(len(x), divergence.count(x))
-        state, readings = (start / path.scale(first), nothing), (path.reading(t) for t in (first, last))
+        ends, nothing = (sde.t_min, sde.t_max), x.new_zeros(len(x), divergence.count(x))
+        readings, (scale, last_scale) = map(path.reading, ends), map(path.scale, ends)
+        state = (start / scale, nothing)
         latent, change = integrate(slopes, state, *readings, method, rtol, atol, steps, time=path.time)
-        latent = latent * path.scale(last)
+        latent = latent * last_scale
         # The state's density is x's times scale^D.
-        change = change + x[0].numel() * math.log(path.scale(last) / path.scale(first))
+        change = change + x[0].numel() * math.log(last_scale / scale)
         log_prior = (prior or sde.prior(x.shape).log_prob)(latent)
     mean, stderr = divergence.summary(change if offset is None else change + offset)
     change, endpoint = divergence.summary(change)[0], None if offset is None else divergence.summary(offset)[0]
