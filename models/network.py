@@ -13,7 +13,7 @@ class ScoreNetwork(ScoreModel):
 
     The network sees x_t / sqrt(alpha^2 + sigma^2), of unit variance for data of unit variance, and the label
     log(sigma / alpha) of shape ``(B,)``: in these, all Gaussian SDEs pose it the same problem. Both are computed in the
-    precision of ``x``, also under autocast.
+    precision of ``x``, also under autocast; the label stays within ``sde.log_snr_range``, finite at both ends.
 
     Parameters
     ----------
@@ -28,9 +28,11 @@ class ScoreNetwork(ScoreModel):
                 raise ValueError(f"parametrization must be one of {', '.join(ROWS)}, found {parametrization!r}")
             parametrization = ROWS[parametrization]()
         self.net, self.parametrization = net, parametrization
+        low, high = sde.log_snr_range
+        self.label_range = -high / 2, -low / 2
 
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        label = torch.log(sigma / alpha).expand(len(x))
+        label = torch.log(sigma / alpha).clamp(*self.label_range).expand(len(x))
         output = self.net(x / expand(torch.hypot(alpha, sigma), x), label, **condition)
         return self.parametrization.predict(output.to(x.dtype), x, t, self.sde)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sde import GaussianSDE
+from sde.base import last_time
 
 
 class TimeSampler(ABC):
@@ -32,13 +33,13 @@ class TimeSampler(ABC):
 
 @dataclass(frozen=True)
 class UniformTime(TimeSampler):
-    """Uniform between t_min and t_max."""
+    """Uniform between t_min and t_max, or ``sde.base.last_time``."""
 
     def quantile(self, u: Tensor, sde: GaussianSDE) -> Tensor:
-        return sde.t_min + (sde.t_max - sde.t_min) * u
+        return sde.t_min + (last_time(sde) - sde.t_min) * u
 
     def density(self, t: Tensor, sde: GaussianSDE) -> Tensor:
-        return torch.full_like(t, 1 / (sde.t_max - sde.t_min))
+        return torch.full_like(t, 1 / (last_time(sde) - sde.t_min))
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class UniformLogSNR(TimeSampler):
     """
 
     def quantile(self, u: Tensor, sde: GaussianSDE) -> Tensor:
-        high, low = sde.log_snr_ends(u)
+        low, high = sde.log_snr_range
         return sde.time(high + (low - high) * u)
 
     def density(self, t: Tensor, sde: GaussianSDE) -> Tensor:
-        high, low = sde.log_snr_ends(t)
+        low, high = sde.log_snr_range
         at = sde.coefficients(t)
         return at.diffusion_squared / at.sigma.square() / (high - low)

@@ -26,6 +26,7 @@ from torch import Tensor
 from sde.noise import Noise
 
 _PARTS = 64
+_LOWEST, _HIGHEST = -14.0, 20.0
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -33,13 +34,17 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(coefficient.shape + (1,) * (x.dim() - 1)) if coefficient.dim() else coefficient
 
 
-def value_and_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
-    """f(t) and f'(t), elementwise and without a graph. Reverse mode: on scalars it costs a fifth of forward mode."""
+def value_and_derivative(function: Callable[[Tensor], Tensor], t: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+    """f(t) and f'(t), elementwise, with a graph to the parameters of f or without any.
+
+    Reverse mode: on scalars it costs a fifth of forward mode.
+    """
     with torch.enable_grad():
         t = t.detach().requires_grad_()
         value = function(t)
-        slope = torch.autograd.grad(value.sum(), t)[0] if value.requires_grad else torch.zeros_like(value)
-    return value.detach(), slope
+        # A constant f has no graph to t at all.
+        slopes = torch.autograd.grad(value.sum() + 0 * t.sum(), t, create_graph=graph)
+    return (value, slopes[0]) if graph else (value.detach(), slopes[0])
 
 
 class Kernel(NamedTuple):
@@ -104,6 +109,30 @@ class SDE(ABC):
         """The distribution at t_max: an object with ``sample(seed, device, dtype)`` and ``log_prob(x) -> (B,)``."""
 
 
+def last_time(sde: SDE) -> float:
+    """The latest time at which drift and diffusion can be used: t_max, or just before it where they are infinite."""
+    end = torch.tensor(sde.t_max, dtype=torch.float64)
+    if bool(torch.isfinite(sde.diffusion(end))):
+        return sde.t_max
+    if not isinstance(sde, GaussianSDE):
+        raise ValueError(f"{sde}: the diffusion is infinite at t_max={sde.t_max}; choose a smaller t_max")
+    return float(sde.time(end.new_tensor(sde.log_snr_range[0])))
+
+
+def require_positive(sde: "GaussianSDE", names: list[str]) -> None:
+    """Refuse parameters that are no positive numbers, or in the wrong order."""
+    title = type(sde).__name__
+    for name in names:
+        value, zero = getattr(sde, name), name in sde.may_be_zero
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not (0 < value < math.inf or (zero and value == 0)):
+            raise ValueError(f"{title}: {name} must be a positive number{' or 0' * zero}, found {value!r}")
+    for low, high in sde.ordered:
+        if getattr(sde, low) >= getattr(sde, high):
+            found = f"{low}={getattr(sde, low)}, {high}={getattr(sde, high)}"
+            raise ValueError(f"{title}: {low} must be smaller than {high}, found {found}")
+
+
 class GaussianSDE(SDE):
     """A forward process with the kernel N(alpha(t) x_0, sigma(t)^2 I).
 
@@ -111,19 +140,15 @@ class GaussianSDE(SDE):
     t / t_max, so that another ``t_max`` changes the speed and not the family of kernels.
     """
 
-    ordered: ClassVar[tuple[tuple[str, str], ...]] = ()
+    ordered: ClassVar[tuple[tuple[str, str], ...]] = (("t_min", "t_max"),)
     """Pairs of fields of which the first must be the smaller."""
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+    """Fields that may be zero."""
+    learned: ClassVar[bool] = False
+    """Whether alpha and sigma have parameters, which ``coefficients`` then keeps a graph to."""
 
     def __post_init__(self):
-        name = type(self).__name__
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"{name}: {field.name} must be a positive number, found {value!r}")
-        for low, high in (("t_min", "t_max"), *self.ordered):
-            if getattr(self, low) >= getattr(self, high):
-                found = f"{low}={getattr(self, low)}, {high}={getattr(self, high)}"
-                raise ValueError(f"{name}: {low} must be smaller than {high}, found {found}")
+        require_positive(self, [f.name for f in fields(self)])
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -140,7 +165,8 @@ class GaussianSDE(SDE):
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """alpha, sigma, alpha', sigma' at ``t``, by differentiation."""
-        (alpha, d_alpha), (sigma, d_sigma) = value_and_derivative(self.alpha, t), value_and_derivative(self.sigma, t)
+        graph = self.learned and torch.is_grad_enabled()
+        (alpha, d_alpha), (sigma, d_sigma) = (value_and_derivative(f, t, graph) for f in (self.alpha, self.sigma))
         return Coefficients(alpha, sigma, d_alpha, d_sigma)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
@@ -155,9 +181,14 @@ class GaussianSDE(SDE):
         """lambda(t) = 2 log(alpha / sigma), strictly decreasing; nats."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
-    def log_snr_ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """lambda at t_min, the largest, and at t_max; shape ``()``, dtype and device of ``like``."""
-        return tuple(self.log_snr(like.new_full((), t)) for t in (self.t_min, self.t_max))
+    @property
+    def log_snr_range(self) -> tuple[float, float]:
+        """The lowest lambda, at t_max, and the highest, at t_min.
+
+        Where it is infinite, -14 or 20 stands for it: there a sample is noise to 1e-3, or data to 5e-5.
+        """
+        ends = self.log_snr(torch.tensor((self.t_max, self.t_min), dtype=torch.float64))
+        return tuple(ends.detach().nan_to_num(neginf=_LOWEST, posinf=_HIGHEST).tolist())
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The inverse of ``log_snr``, by repeated division; a value beyond the ends of time gives the nearer end."""

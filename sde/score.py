@@ -7,14 +7,19 @@ Tweedie's formula)
     velocity  = alpha' x_0 + sigma' eps  =  f - (g^2 / 2) score        (the probability-flow ODE)
 
 In float32 neither x_0 nor eps nor the score alone is accurate at both ends of time; the pair is.
+
+A process without a Gaussian kernel has no such pair: there a ``ScoreFunction`` gives the score, and drift and diffusion
+the rest.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from sde.base import GaussianSDE, expand
+from sde.base import SDE, GaussianSDE, expand
 
 
 class Prediction(NamedTuple):
@@ -24,27 +29,102 @@ class Prediction(NamedTuple):
     eps: Tensor
 
 
-class ScoreModel(nn.Module, ABC):
-    """A model of the score of p_t under ``sde``, for all t; a subclass states ``forward``.
+class ScoreField(nn.Module, ABC):
+    """What a solver needs of a model under any ``sde``: the score of p_t and the probability-flow velocity.
 
     ``x`` has the shape ``(B, ...)``, ``t`` the shape ``()`` or ``(B,)``.
     """
 
-    def __init__(self, sde: GaussianSDE):
+    def __init__(self, sde: SDE):
         super().__init__()
-        if not isinstance(sde, GaussianSDE):
-            raise TypeError(f"expected a GaussianSDE such as VP(), found {type(sde).__name__}")
+        if not isinstance(sde, SDE):
+            raise TypeError(f"expected an SDE such as VP(), found {type(sde).__name__}")
         self.sde = sde
+
+    @abstractmethod
+    def score(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+        """Gradient of log p_t at ``x``; shape of ``x``."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+        """dx/dt along the probability-flow ODE; shape of ``x``."""
+
+
+class ScoreFunction(ScoreField):
+    """A function or network ``function(x, t, **condition)`` as the score under any SDE, affine or not."""
+
+    def __init__(self, sde: SDE, function: Callable[..., Tensor]):
+        super().__init__(sde)
+        self.function = function
+
+    def forward(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+        return self.function(x, t, **condition)
+
+    def score(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+        return self(x, t, **condition)
+
+    def velocity(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+        half = 0.5 * self.sde.diffusion(t).square()
+        return self.sde.drift(x, t) - expand(half, x) * self(x, t, **condition)
+
+
+class ScoreModel(ScoreField):
+    """A model of the score of p_t under a Gaussian ``sde``, for all t; a subclass states ``forward``."""
+
+    def __init__(self, sde: GaussianSDE):
+        if not isinstance(sde, GaussianSDE):
+            hint = "; for an SDE without a Gaussian kernel use ScoreFunction" if isinstance(sde, SDE) else ""
+            raise TypeError(f"expected a GaussianSDE such as VP(), found {type(sde).__name__}{hint}")
+        super().__init__(sde)
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         """The pair (x_0, eps) predicted from ``x`` at time ``t``."""
 
     def score(self, x: Tensor, t: Tensor, **condition) -> Tensor:
-        """Gradient of log p_t at ``x``; shape of ``x``."""
         return -self(x, t, **condition).eps / expand(self.sde.sigma(t), x)
 
     def velocity(self, x: Tensor, t: Tensor, **condition) -> Tensor:
-        """dx/dt along the probability-flow ODE; shape of ``x``."""
         prediction, at = self(x, t, **condition), self.sde.coefficients(t)
         return expand(at.d_alpha, x) * prediction.x0 + expand(at.d_sigma, x) * prediction.eps
+
+    def at_level(self, x: Tensor, alpha: Tensor, sigma: Tensor, t: Tensor | None = None, **condition) -> Prediction:
+        """The pair for x = alpha x_0 + sigma eps with any ``alpha`` and ``sigma``, of shape ``()`` or ``(B,)``.
+
+        All Gaussian kernels of one log-SNR are one kernel up to a scale: the model is asked at the time ``t`` of that
+        log-SNR (found here unless given), about x in the scale of its own process. A level noisier than any of the
+        model's is treated as its noisiest, and its pair corrected, least of all, to the invariant.
+        """
+        if t is None:
+            t = self.sde.time(2 * (alpha.log() - sigma.log()))
+        length = torch.hypot(alpha, sigma)
+        scale = torch.hypot(self.sde.alpha(t), self.sde.sigma(t)) / length
+        x0, eps = self(expand(scale, x) * x, t, **condition)
+        a, b = expand(alpha / length, x), expand(sigma / length, x)
+        residual = x / expand(length, x) - a * x0 - b * eps
+        return Prediction(x0 + a * residual, eps + b * residual)
+
+    def under(self, sde: GaussianSDE) -> "ScoreModel":
+        """This model as one under another ``sde``, for samplers and likelihoods of that one.
+
+        Raises ``ValueError`` where ``sde`` has less noise at its t_min than this model has ever seen.
+        """
+        return _Under(self, sde)
+
+
+class _Under(ScoreModel):
+    """A model at the levels of another process than its own."""
+
+    def __init__(self, model: ScoreModel, sde: GaussianSDE):
+        super().__init__(sde)
+        own, other = model.sde.log_snr_range[1], sde.log_snr_range[1]
+        if other > own + 1e-3:
+            time = float(sde.time(torch.tensor(own, dtype=torch.float64)))
+            raise ValueError(
+                f"{sde} begins at log-SNR {other:.4g}, with less noise than {model.sde} of this model, at {own:.4g}; "
+                f"raise its t_min to {time * 1.0001:.4g}"
+            )
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
+        return self.model.at_level(x, self.sde.alpha(t), self.sde.sigma(t), **condition)

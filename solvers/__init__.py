@@ -1,6 +1,6 @@
 """The way back: samplers, the probability-flow ODE, and exact likelihoods."""
 
-from solvers.base import GridSampler, Output, Sampler, SamplingDiverged, Solver, Step
+from solvers.base import Output, SamplingDiverged, Solver
 from solvers.bridge import DDIM, Ancestral
 from solvers.divergence import Divergence, Exact, Hutchinson
 from solvers.euler_maruyama import EulerMaruyama
@@ -10,6 +10,8 @@ from solvers.langevin import Langevin, PredictorCorrector
 from solvers.likelihood import Likelihood, log_likelihood
 from solvers.ode import ODEError
 from solvers.probability_flow import ProbabilityFlow
+from solvers.sampler import GridSampler, Sampler, Step
+from solvers.simulate import simulate
 
 __all__ = [
     "DDIM",
@@ -32,5 +34,6 @@ __all__ = [
     "Solver",
     "Step",
     "log_likelihood",
+    "simulate",
     "time_grid",
 ]

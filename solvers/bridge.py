@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solvers.base import GridSampler, Step
+from solvers.sampler import GridSampler, Step
 
 
 def bridge(x: Tensor, step: Step, eta: float) -> Tensor:

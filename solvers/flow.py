@@ -15,14 +15,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sde import ScoreModel
+from sde import ScoreField, ScoreModel
 from sde.base import expand
 
 
 class Flow(ABC):
     """The probability-flow ODE of a model, in a state proportional to x and a clock of its own."""
 
-    def __init__(self, model: ScoreModel):
+    def __init__(self, model: ScoreField):
         self.model, self.sde = model, model.sde
 
     @abstractmethod
@@ -81,10 +81,15 @@ class TimeFlow(Flow):
         return self.model.velocity(state, reading.to(state))
 
 
-COORDINATES = {"angle": AngleFlow, "time": TimeFlow}
+def natural(model: ScoreField) -> Flow:
+    """In the angle where the process is Gaussian, and in time otherwise."""
+    return (AngleFlow if isinstance(model, ScoreModel) else TimeFlow)(model)
 
 
-def flow(coordinates: str, model: ScoreModel) -> Flow:
+COORDINATES = {"auto": natural, "angle": AngleFlow, "time": TimeFlow}
+
+
+def flow(coordinates: str, model: ScoreField) -> Flow:
     """The flow of ``model`` in the named coordinates."""
     return COORDINATES[coordinates](model)
 

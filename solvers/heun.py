@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.base import GridSampler, Step
+from solvers.sampler import GridSampler, Step
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde import SDE
 from sde.base import expand
-from solvers.base import GridSampler, Sampler, Step
+from solvers.sampler import GridSampler, Sampler, Step
 
 _PSEUDO_VALUES = 32
 
@@ -47,6 +48,10 @@ class Langevin(Corrector):
             raise ValueError(f"Langevin: corrections must be an integer of at least 0, found {self.corrections!r}")
 
     @property
+    def needs_pair(self) -> bool:
+        return self.final == "denoise"
+
+    @property
     def calls_per_step(self) -> int:
         return self.corrections
 
@@ -67,7 +72,7 @@ class Langevin(Corrector):
 class PredictorCorrector(Sampler):
     """Any sampler's step, then a corrector's at the time it reached (Song et al., 2021, algorithm 1).
 
-    ``steps``, ``grid`` and ``final`` are the predictor's.
+    ``steps``, times and ``final`` are the predictor's.
 
     >>> from solvers import EulerMaruyama
     >>> PredictorCorrector(EulerMaruyama(steps=50), Langevin(snr=0.1)).steps
@@ -88,8 +93,8 @@ class PredictorCorrector(Sampler):
         return self.predictor.steps
 
     @property
-    def grid(self) -> str:
-        return self.predictor.grid
+    def needs_pair(self) -> bool:
+        return self.predictor.needs_pair or self.corrector.needs_pair
 
     @property
     def final(self) -> str:
@@ -98,6 +103,9 @@ class PredictorCorrector(Sampler):
     @property
     def calls_per_step(self) -> int:
         return self.predictor.calls_per_step + self.corrector.calls_per_step
+
+    def times(self, sde: SDE) -> Tensor:
+        return self.predictor.times(sde)
 
     def with_steps(self, steps: int) -> "PredictorCorrector":
         return PredictorCorrector(self.predictor.with_steps(steps), self.corrector)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sde import ScoreModel
+from sde import ScoreField, ScoreModel
 from solvers.base import counting
 from solvers.divergence import Divergence, Exact
 from solvers.flow import check_coordinates, flow
@@ -55,7 +55,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def log_likelihood(
-    model: ScoreModel,
+    model: ScoreField,
     x: Tensor,
     divergence: Divergence | None = None,
     method: str = "dopri5",
@@ -64,7 +64,7 @@ def log_likelihood(
     steps: int | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     endpoint_correction: bool = False,
-    coordinates: str = "angle",
+    coordinates: str = "auto",
     first: int = 0,
 ) -> Likelihood:
     """Log-density of data ``x`` of shape ``(B, ...)`` under the flow of ``model``.
@@ -83,6 +83,11 @@ def log_likelihood(
     Raises ``ODEError`` when the integration fails.
     """
     check_coordinates(coordinates)
+    if (endpoint_correction or coordinates == "angle") and not isinstance(model, ScoreModel):
+        raise TypeError(
+            f"coordinates='angle' and endpoint_correction need a ScoreModel under a GaussianSDE, found "
+            f"{type(model).__name__}; use coordinates='time' without the correction"
+        )
     divergence, sde = divergence or Exact(), model.sde
     directions = divergence.directions(x, first)
     with torch.no_grad(), frozen(model), counting(model) as calls:
@@ -105,7 +110,7 @@ def log_likelihood(
     return Likelihood(log_prior + mean, log_prior, change, latent, calls.n, stderr, endpoint)
 
 
-def _endpoint(model: ScoreModel, x: Tensor, divergence: Divergence, directions: Tensor) -> tuple[Tensor, Tensor]:
+def _endpoint(model: ScoreField, x: Tensor, divergence: Divergence, directions: Tensor) -> tuple[Tensor, Tensor]:
     """alpha x, and the estimates ``(B, E)`` of log p_0(x) - log p_t(alpha x) at t = t_min."""
     t = torch.tensor(model.sde.t_min).to(x)
     alpha, sigma = model.sde.alpha(t), model.sde.sigma(t)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde import Noise, ScoreModel
+from sde import Noise, ScoreField
 from solvers.base import Solver
 from solvers.flow import check_coordinates, flow
 from solvers.ode import check_method, integrate
@@ -20,26 +20,31 @@ class ProbabilityFlow(Solver):
     ----------
     rtol, atol: tolerances of an adaptive ``method`` ("dopri5", "dopri8"), which every sample meets.
     steps: number of steps of a fixed-step ``method`` ("euler", "midpoint", "rk4"), equal in the clock.
-    coordinates: "angle" or "time", those of the integration (see ``solvers.flow``).
+    coordinates: "angle" or "time", those of the integration (see ``solvers.flow``); "auto": in the angle where the
+        process is Gaussian.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
     method: str = "dopri5"
     steps: int | None = None
-    coordinates: str = "angle"
+    coordinates: str = "auto"
 
     def __post_init__(self):
         check_coordinates(self.coordinates)
         check_method(self.method, self.rtol, self.atol, self.steps)
 
-    def encode(self, model: ScoreModel, x: Tensor) -> Tensor:
+    @property
+    def needs_pair(self) -> bool:
+        return self.coordinates == "angle"
+
+    def encode(self, model: ScoreField, x: Tensor) -> Tensor:
         """The latent at t_max of data ``x`` of shape ``(B, ...)``; ``self(model, x_T=latent)`` brings it back."""
         with torch.no_grad():
             return self._integrate(model, x, model.sde.t_min, model.sde.t_max)
 
     def _solve(
-        self, model: ScoreModel, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]
+        self, model: ScoreField, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]
     ) -> Tensor:
         sde = model.sde
         visit(0, torch.tensor(sde.t_max).to(x), x)
@@ -47,7 +52,7 @@ class ProbabilityFlow(Solver):
         visit(1, torch.tensor(sde.t_min).to(x), x)
         return x
 
-    def _integrate(self, model: ScoreModel, x: Tensor, start: float, end: float) -> Tensor:
+    def _integrate(self, model: ScoreField, x: Tensor, start: float, end: float) -> Tensor:
         path = flow(self.coordinates, model)
 
         def slope(reading: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:

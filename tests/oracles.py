@@ -11,19 +11,24 @@ import torch
 from torch import nn
 
 import sde as processes
-import solvers.base
+import solvers.sampler
 from models import GaussianMixture
-from sde import VE, VP, GaussianSDE, SubVP
+from sde import VE, VP, GaussianSDE, Rescaled, SubVP, TimeChanged, preserving
+from sde.base import last_time
 
 
 def _concrete_sdes():
     classes = (getattr(processes, name) for name in processes.__all__)
-    return [c for c in classes if inspect.isclass(c) and issubclass(c, GaussianSDE) and not inspect.isabstract(c)]
+    concrete = [c for c in classes if inspect.isclass(c) and issubclass(c, GaussianSDE) and not inspect.isabstract(c)]
+    return [c for c in concrete if c not in (TimeChanged, Rescaled)]
 
 
 SDE_CLASSES = _concrete_sdes()
-SDES = [cls() for cls in SDE_CLASSES]
-"""Every Gaussian process that ``sde`` exports, as constructed without arguments."""
+CHANGED = [TimeChanged(VP(), torch.square), Rescaled(SubVP(), lambda t: 1 + t), preserving(VE(t_max=2.0))]
+"""Processes that are others seen through a clock or a scale."""
+
+SDES = [*(cls() for cls in SDE_CLASSES), *CHANGED]
+"""Every Gaussian process that ``sde`` exports, as constructed without arguments, and the changed ones."""
 
 ALL_SDES = [*SDES, *(cls(t_max=t_max) for cls in SDE_CLASSES for t_max in (0.5, 3.0))]
 """The same on slower and faster clocks."""
@@ -37,13 +42,14 @@ ROWS = ("noise", "data", "v", "velocity", "score")
 
 
 def times(sde, n=1001, dtype=torch.float64):
-    """Times from t_min to t_max, denser towards t_min."""
-    return (sde.t_min * (sde.t_max / sde.t_min) ** torch.linspace(0, 1, n, dtype=torch.float64)).to(dtype)
+    """Times from t_min to the last at which drift and diffusion are finite, denser towards t_min."""
+    return (sde.t_min * (last_time(sde) / sde.t_min) ** torch.linspace(0, 1, n, dtype=torch.float64)).to(dtype)
 
 
 def at_ends(sde, dtype=torch.float64):
-    """t_min, a middle time, t_max."""
-    return [torch.tensor(t, dtype=dtype) for t in (sde.t_min, 0.5 * (sde.t_min + sde.t_max), sde.t_max)]
+    """t_min, a middle time, the last time."""
+    last = last_time(sde)
+    return [torch.tensor(t, dtype=dtype) for t in (sde.t_min, 0.5 * (sde.t_min + last), last)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,7 +170,7 @@ def response(monkeypatch, sampler, model, dimension=1, draws=1):
             self.number += 1
             return out
 
-    monkeypatch.setattr(solvers.base, "_Draws", Impulses)
+    monkeypatch.setattr(solvers.sampler, "Draws", Impulses)
     x_T = torch.zeros(1 + d + k * d, d, dtype=torch.float64)
     x_T[1 : 1 + d] = torch.eye(d)
     out = sampler(model, x_T=x_T).x

@@ -1,0 +1,66 @@
+"""A schedule that learns (Kingma et al., "Variational diffusion models", 2021, section 3.1 and appendix H)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sde.base import GaussianSDE, require_positive
+
+
+class LearnedSchedule(nn.Module, GaussianSDE):
+    """alpha^2 = sigmoid(lambda), sigma^2 = sigmoid(-lambda), with lambda falling by a monotone network of t / t_max.
+
+    The network is a straight line plus ``hidden`` sigmoids of positive slopes and positive weights, rescaled to run
+    from ``log_snr_max`` at t = 0 to ``log_snr_min`` at t_max. Between these ends the likelihood bound does not depend
+    on it (the paper's eq. 18); its variance does, and that is what can be learned. It starts as nearly a straight line.
+
+    The ends are fixed numbers. The parameters belong to any model that is built on it.
+    """
+
+    learned = True
+    ordered = (("t_min", "t_max"), ("log_snr_min", "log_snr_max"))
+
+    def __init__(
+        self,
+        log_snr_max: float = 13.3,
+        log_snr_min: float = -5.0,
+        hidden: int = 32,
+        t_min: float = 1e-5,
+        t_max: float = 1.0,
+    ):
+        super().__init__()
+        self.log_snr_max, self.log_snr_min, self.hidden, self.t_min, self.t_max = (
+            log_snr_max,
+            log_snr_min,
+            hidden,
+            t_min,
+            t_max,
+        )
+        require_positive(self, ["hidden", "t_min", "t_max"])
+        self.centres = nn.Parameter(torch.linspace(0, 1, hidden))
+        self.slopes = nn.Parameter(torch.full((hidden,), 0.5 * hidden))
+        self.weights = nn.Parameter(torch.full((hidden,), -4.0))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(0.5 * F.logsigmoid(self._lambda(t)))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.exp(0.5 * F.logsigmoid(-self._lambda(t)))
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+    def extra_repr(self) -> str:
+        names = ("log_snr_max", "log_snr_min", "hidden", "t_min", "t_max")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    def _lambda(self, t: Tensor) -> Tensor:
+        start, end = (self._rise(torch.full_like(t, u)) for u in (0.0, 1.0))
+        share = (self._rise(t / self.t_max) - start) / (end - start)
+        return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * share
+
+    def _rise(self, u: Tensor) -> Tensor:
+        """Strictly increasing in u."""
+        steps = torch.sigmoid(F.softplus(self.slopes) * (u[..., None] - self.centres))
+        return u + (F.softplus(self.weights) * steps).sum(-1)
