@@ -12,7 +12,7 @@ from experiments.baselines import histogram_log_marginals
 from experiments.build import ConfigError, build
 from experiments.data import Data
 from experiments.dequantization import UniformDequantizer
-from models import LevelHead, ScoreNetwork
+from models import EDMRow, LevelHead, ScoreNetwork
 from models.parametrization import ROWS, Parametrization
 
 
@@ -74,6 +74,11 @@ def level_head(shape: tuple[int, ...], levels: int | None, train: Tensor | None 
 def row(name: str, shape: tuple[int, ...], levels: int | None, train: Tensor | None = None) -> Parametrization:
     """A parametrization by a row, by its name; the data play no part."""
     return ROWS[name]()
+
+
+def edm_row(data_std: float, shape: tuple[int, ...], levels: int | None, train: Tensor | None = None) -> EDMRow:
+    """EDM's preconditioning for data of the standard deviation ``data_std``."""
+    return EDMRow(data_std)
 
 
 def build_model(config: DictConfig | dict, convention: dict[str, Any], train: Tensor | None = None) -> ScoreNetwork:

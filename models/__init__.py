@@ -5,7 +5,7 @@ from models.exact import GaussianMixture
 from models.level_head import LevelHead
 from models.mlp import MLP
 from models.network import ScoreNetwork
-from models.parametrization import DataRow, NoiseRow, Parametrization, ScoreRow, VelocityRow, VRow
+from models.parametrization import DataRow, EDMRow, NoiseRow, Parametrization, ScoreRow, VelocityRow, VRow
 from models.score_matching import denoising_score_matching
 from models.time_sampling import TimeSampler, UniformLogSNR, UniformTime
 from models.unet import UNet
@@ -13,6 +13,7 @@ from models.unet import UNet
 __all__ = [
     "MLP",
     "DataRow",
+    "EDMRow",
     "GaussianMixture",
     "LevelHead",
     "NoiseRow",

@@ -6,19 +6,21 @@ from torch import Tensor, nn
 from models.parametrization import ROWS, Parametrization
 from sde import GaussianSDE, Prediction, ScoreModel
 from sde.base import expand
+from sde.score import carried
 
 
 class ScoreNetwork(ScoreModel):
     """A network ``net(x, label, **condition)`` as a score model under ``sde``.
 
-    The network sees x_t / sqrt(alpha^2 + sigma^2), of unit variance for data of unit variance, and the label
-    log(sigma / alpha) of shape ``(B,)``: in these, all Gaussian SDEs pose it the same problem. Both are computed in the
-    precision of ``x``, also under autocast; the label stays within ``sde.log_snr_range``, finite at both ends.
+    The network sees x_t / sqrt(alpha^2 s^2 + sigma^2), of unit variance for data of standard deviation s (1, but for
+    EDM's row: ``Parametrization.data_std``), and the label log(sigma / alpha) of shape ``(B,)``: in these, all Gaussian
+    SDEs pose it the same problem. Both are computed in the precision of ``x``, also under autocast; the label stays
+    within ``sde.log_snr_range``, finite at both ends.
 
     Parameters
     ----------
     net: any module that maps ``(B, C, ...)`` to ``(B, outputs * C, ...)``.
-    parametrization: "noise", "data", "v", "velocity", "score", or a ``Parametrization`` such as ``LevelHead``.
+    parametrization: "noise", "data", "v", "velocity", "score", "edm", or a ``Parametrization`` such as ``LevelHead``.
     """
 
     def __init__(self, net: nn.Module, sde: GaussianSDE, parametrization: str | Parametrization = "noise"):
@@ -30,9 +32,19 @@ class ScoreNetwork(ScoreModel):
         self.net, self.parametrization = net, parametrization
         low, high = sde.log_snr_range
         self.label_range = -high / 2, -low / 2
+        self.ends = sde.time(torch.tensor((high, low), dtype=torch.float64)).tolist()
+        self.singular = bool(torch.isinf(sde.log_snr(torch.tensor((sde.t_min, sde.t_max)))).any())
 
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
+        if not self.singular:
+            return self._predict(x, t, **condition)
+        # Where alpha or sigma is 0 the row may leave x_0 or eps undetermined: just before it, it does not.
+        inside = t.clamp(*self.ends)
+        return carried(self._predict, self.sde, x, inside, self.sde.alpha(t), self.sde.sigma(t), **condition)
+
+    def _predict(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         label = torch.log(sigma / alpha).clamp(*self.label_range).expand(len(x))
-        output = self.net(x / expand(torch.hypot(alpha, sigma), x), label, **condition)
+        scale = torch.hypot(self.parametrization.data_std * alpha, sigma)
+        output = self.net(x / expand(scale, x), label, **condition)
         return self.parametrization.predict(output.to(x.dtype), x, t, self.sde)

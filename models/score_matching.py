@@ -41,6 +41,11 @@ def denoising_score_matching(
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {weighting!r}")
     times, sde = times or UniformTime(), model.sde
+    if sde.learned and (weighting != "likelihood" or not isinstance(times, UniformTime)):
+        raise ValueError(
+            "the schedule has parameters to learn, whose gradient only weighting='likelihood' with times=UniformTime() "
+            f"gives; found weighting={weighting!r}, times={times}. Choose these, or sde.requires_grad_(False)"
+        )
     t = times.sample(len(x0), sde, generator, x0.device, x0.dtype)
     eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     x0_hat, eps_hat = model(sde.perturb(x0, t, eps), t, **condition)

@@ -39,8 +39,8 @@ def value_and_derivative(function: Callable[[Tensor], Tensor], t: Tensor, graph:
 
     Reverse mode: on scalars it costs a fifth of forward mode.
     """
-    with torch.enable_grad():
-        t = t.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        t = t.detach().clone().requires_grad_()  # a tensor of inference mode has no gradient, its clone has
         value = function(t)
         # A constant f has no graph to t at all.
         slopes = torch.autograd.grad(value.sum() + 0 * t.sum(), t, create_graph=graph)
@@ -145,7 +145,7 @@ class GaussianSDE(SDE):
     may_be_zero: ClassVar[tuple[str, ...]] = ()
     """Fields that may be zero."""
     learned: ClassVar[bool] = False
-    """Whether alpha and sigma have parameters, which ``coefficients`` then keeps a graph to."""
+    """Whether alpha and sigma have parameters to learn, which ``coefficients`` then keeps a graph to."""
 
     def __post_init__(self):
         require_positive(self, [f.name for f in fields(self)])
@@ -206,10 +206,9 @@ class GaussianSDE(SDE):
 
     def kernel(self, s: Tensor, t: Tensor) -> Kernel:
         """The transition from time s to a later t: scale = alpha_t / alpha_s, std^2 = sigma_t^2 - scale^2 sigma_s^2."""
-        # The variance as sigma_t^2 (1 - SNR_t / SNR_s): rounding can't make it negative.
-        return Kernel(
-            self.alpha(t) / self.alpha(s), self.sigma(t) * torch.sqrt(-torch.expm1(self.log_snr(t) - self.log_snr(s)))
-        )
+        # The variance as sigma_t^2 (1 - SNR_t / SNR_s): no cancellation, and rounding can't make it negative.
+        change = (self.log_snr(t) - self.log_snr(s)).clamp(max=0)
+        return Kernel(self.alpha(t) / self.alpha(s), self.sigma(t) * torch.sqrt(-torch.expm1(change)))
 
     def prior(self, shape: tuple[int, ...]) -> GaussianPrior:
         """N(0, prior_std^2 I) over tensors of ``shape`` = ``(B, ...)``."""

@@ -23,7 +23,7 @@ class Cosine(GaussianSDE):
 
     def alpha(self, t: Tensor) -> Tensor:
         # sin of the angle that is left: cos of nearly pi/2 would lose all digits.
-        return torch.sin(self._quarter * (1 - t / self.t_max)) / math.cos(self.offset * self._quarter)
+        return torch.sin(self._quarter * ((self.t_max - t) / self.t_max)) / math.cos(self.offset * self._quarter)
 
     def sigma(self, t: Tensor) -> Tensor:
         # cos^2 a - cos^2 (a + b) = sin b sin(2 a + b): free of cancellation at both ends.

@@ -22,7 +22,7 @@ class RectifiedFlow(GaussianSDE):
     may_be_zero: ClassVar = ("t_min",)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return 1 - t / self.t_max
+        return (self.t_max - t) / self.t_max  # the difference is exact near t_max
 
     def sigma(self, t: Tensor) -> Tensor:
         return t / self.t_max

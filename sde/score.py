@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sde.base import SDE, GaussianSDE, expand
+from sde.base import SDE, GaussianSDE, expand, last_time
 
 
 class Prediction(NamedTuple):
@@ -27,6 +27,27 @@ class Prediction(NamedTuple):
 
     x0: Tensor
     eps: Tensor
+
+
+def carried(
+    predict: Callable[..., Prediction],
+    sde: GaussianSDE,
+    x: Tensor,
+    t: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    **condition,
+) -> Prediction:
+    """The pair for x = alpha x_0 + sigma eps from a model under ``sde`` at its time ``t`` of about the same log-SNR.
+
+    Where the levels differ, as beyond the ends of time, the pair is corrected, by the least change, to the invariant.
+    """
+    length = torch.hypot(alpha, sigma)
+    scale = torch.hypot(sde.alpha(t), sde.sigma(t)) / length
+    x0, eps = predict(expand(scale, x) * x, t, **condition)
+    a, b = expand(alpha / length, x), expand(sigma / length, x)
+    residual = x / expand(length, x) - a * x0 - b * eps
+    return Prediction(x0 + a * residual, eps + b * residual)
 
 
 class ScoreField(nn.Module, ABC):
@@ -76,6 +97,7 @@ class ScoreModel(ScoreField):
             hint = "; for an SDE without a Gaussian kernel use ScoreFunction" if isinstance(sde, SDE) else ""
             raise TypeError(f"expected a GaussianSDE such as VP(), found {type(sde).__name__}{hint}")
         super().__init__(sde)
+        self.last_time = last_time(sde)
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
@@ -92,17 +114,10 @@ class ScoreModel(ScoreField):
         """The pair for x = alpha x_0 + sigma eps with any ``alpha`` and ``sigma``, of shape ``()`` or ``(B,)``.
 
         All Gaussian kernels of one log-SNR are one kernel up to a scale: the model is asked at the time ``t`` of that
-        log-SNR (found here unless given), about x in the scale of its own process. A level noisier than any of the
-        model's is treated as its noisiest, and its pair corrected, least of all, to the invariant.
+        log-SNR (found here unless given), or the nearest that it has, about x in the scale of its own process.
         """
-        if t is None:
-            t = self.sde.time(2 * (alpha.log() - sigma.log()))
-        length = torch.hypot(alpha, sigma)
-        scale = torch.hypot(self.sde.alpha(t), self.sde.sigma(t)) / length
-        x0, eps = self(expand(scale, x) * x, t, **condition)
-        a, b = expand(alpha / length, x), expand(sigma / length, x)
-        residual = x / expand(length, x) - a * x0 - b * eps
-        return Prediction(x0 + a * residual, eps + b * residual)
+        t = (self.sde.time(2 * (alpha.log() - sigma.log())) if t is None else t).clamp(max=self.last_time)
+        return carried(self, self.sde, x, t, alpha, sigma, **condition)
 
     def under(self, sde: GaussianSDE) -> "ScoreModel":
         """This model as one under another ``sde``, for samplers and likelihoods of that one.

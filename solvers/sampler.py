@@ -28,8 +28,6 @@ class Step:
     """
 
     model: ScoreField
-    index: int
-    """Number of the step, from 0."""
     t: Tensor
     s: Tensor
     alpha_t: Tensor
@@ -42,6 +40,8 @@ class Step:
     """Fresh standard normal noise in the shape of its argument; zeros in the last step when ``final`` is "mean"."""
     fresh: Callable[[Tensor], Tensor]
     """The same, in the last step too."""
+    index: int = 0
+    """Number of the step, from 0."""
 
     def predict(self, x: Tensor) -> Prediction:
         """The model's pair at time ``t``."""
@@ -80,7 +80,7 @@ class Sampler(Solver):
             last = i == self.steps - 1
             draws.silent = self.final == "mean" and last
             now = {name: values[i] for name, values in plan.items()}
-            x = self.step(x, Step(model, i, draw=draws, fresh=draws.fresh, **now))
+            x = self.step(x, Step(model, draw=draws, fresh=draws.fresh, index=i, **now))
             if self.final == "denoise" and last:
                 x = model(x, now["s"]).x0
             finite.append(torch.isfinite(x).all())  # looked at after the loop, which never waits for a GPU

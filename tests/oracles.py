@@ -13,7 +13,19 @@ from torch import nn
 import sde as processes
 import solvers.sampler
 from models import GaussianMixture
-from sde import VE, VP, GaussianSDE, Rescaled, SubVP, TimeChanged, preserving
+from sde import (
+    EDM,
+    VE,
+    VP,
+    GaussianSDE,
+    LearnedSchedule,
+    Noise,
+    RectifiedFlow,
+    Rescaled,
+    SubVP,
+    TimeChanged,
+    preserving,
+)
 from sde.base import last_time
 
 
@@ -24,19 +36,40 @@ def _concrete_sdes():
 
 
 SDE_CLASSES = _concrete_sdes()
+
+
+def learned(**options):
+    """A schedule with parameters as training might leave them."""
+    sde = LearnedSchedule(**options).requires_grad_(False)
+    for i, parameter in enumerate(sde.parameters()):
+        parameter += (1.0, 3.0, 1.5)[i] * Noise(i).normal((1, parameter.numel()))[0]
+    return sde
+
+
+def make(cls, **options):
+    """A process of the class, with parameters of its own if it learns."""
+    return (learned if cls is LearnedSchedule else cls)(**options)
+
+
 CHANGED = [TimeChanged(VP(), torch.square), Rescaled(SubVP(), lambda t: 1 + t), preserving(VE(t_max=2.0))]
 """Processes that are others seen through a clock or a scale."""
 
-SDES = [*(cls() for cls in SDE_CLASSES), *CHANGED]
+SDES = [*(make(cls) for cls in SDE_CLASSES), *CHANGED]
 """Every Gaussian process that ``sde`` exports, as constructed without arguments, and the changed ones."""
 
-ALL_SDES = [*SDES, *(cls(t_max=t_max) for cls in SDE_CLASSES for t_max in (0.5, 3.0))]
+ALL_SDES = [*SDES, *(make(cls, t_max=t_max) for cls in SDE_CLASSES for t_max in (0.5, 3.0))]
 """The same on slower and faster clocks."""
 
 PAPER_SDES = [cls(**({"t_max": t} if t != 1 else {})) for cls in (VP, SubVP, VE) for t in (1, 0.5, 3.0)]
 
+CORE_SDES = [VP(), SubVP(), VE()]
+"""For tests that take long, where ``SDES`` would add nothing but time."""
+
+SOME_SDES = [*CORE_SDES, RectifiedFlow(), EDM(), TimeChanged(VP(), torch.square)]
+"""One of each kind."""
+
 FEW_SDES = [VP(), SubVP(t_max=3.0), VE(t_max=0.5)]
-"""One of each, for tests that take long."""
+"""The same on other clocks."""
 
 ROWS = ("noise", "data", "v", "velocity", "score")
 

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from oracles import ROWS, SDES, ExactNet, correlated, gaussian, legendre, marginal, mixture, signs
+from oracles import CORE_SDES, ROWS, SDES, SOME_SDES, ExactNet, correlated, gaussian, legendre, marginal, mixture, signs
 from torch import nn
 
 from models import MLP, LevelHead, ScoreNetwork
 from models.parametrization import ROWS as PARAMETRIZATIONS
-from sde import VE, VP, Noise, ScoreModel
+from sde import VE, VP, Noise, RectifiedFlow, ScoreModel, SubVP
+from sde.base import last_time
 from solvers import Exact, Hutchinson, ODEError, ProbabilityFlow, log_likelihood
 from solvers.ode import ADAPTIVE, FIXED, integrate
 
@@ -31,7 +32,7 @@ def terminal(model):
     return lambda x: model.log_prob(x, torch.tensor(model.sde.t_max, dtype=x.dtype))
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", SOME_SDES, ids=str)
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_log_density_of_a_mixture(sde, way):
     """With the exact density at t_max the number is exact but for the solver: 1e-5 at tolerance 1e-8."""
@@ -43,7 +44,7 @@ def test_log_density_of_a_mixture(sde, way):
     assert (loose.log_prob - exact).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 def test_what_the_prior_costs_is_its_mismatch(sde):
     """With the process's own prior the error is log prior - log p at the latent, and nothing else."""
     model = mixture(sde)
@@ -62,7 +63,10 @@ def test_all_parametrizations_have_one_likelihood(sde, name):
     model = ScoreNetwork(ExactNet(exact, PARAMETRIZATIONS[name]().row), sde, name)
     x, _ = at_t_min(exact, 4)
     found, expected = (log_likelihood(m, x, method="rk4", steps=8) for m in (model, exact))
-    assert torch.allclose(found.log_prob, expected.log_prob, rtol=1e-6, atol=1e-6)
+    # Where alpha falls to 0 a network keeps its x_0 over the last thousandth of time: the steps of a fixed-step method
+    # there see it.
+    atol = 1e-6 if last_time(sde) == sde.t_max else 5e-4
+    assert torch.allclose(found.log_prob, expected.log_prob, rtol=1e-6, atol=atol)
 
 
 @pytest.mark.parametrize("method, ratio, slack", [("euler", 2, 0.1), ("midpoint", 4, 0.3), ("rk4", 16, 3)])
@@ -77,7 +81,7 @@ def test_order_of_fixed_steps(method, ratio, slack):
     assert error(80) / error(160) == pytest.approx(ratio, abs=slack)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 def test_the_coordinates_of_the_integration_do_not_matter(sde):
     model = mixture(sde)
     x, _ = at_t_min(model, 8)
@@ -88,7 +92,7 @@ def test_the_coordinates_of_the_integration_do_not_matter(sde):
     assert torch.allclose(*back, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), RectifiedFlow()], ids=str)
 @pytest.mark.parametrize("coordinates", ["angle", "time"])
 def test_float32_costs_no_more_than_the_tolerance(sde, coordinates):
     exact, model = mixture(sde), mixture(sde, torch.float32)
@@ -98,7 +102,7 @@ def test_float32_costs_no_more_than_the_tolerance(sde, coordinates):
     assert (found - expected).abs().max() < 1e-3, (found, expected)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 def test_the_latent_is_that_of_the_flow(sde):
     model = mixture(sde)
     x, _ = at_t_min(model, 8)
@@ -106,7 +110,7 @@ def test_the_latent_is_that_of_the_flow(sde):
     assert torch.allclose(found.latent, ProbabilityFlow(1e-7, 1e-7).encode(model, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", SOME_SDES, ids=str)
 def test_the_change_of_a_gaussian_is_the_logarithm_of_its_scaling(sde):
     model = correlated(sde)
     (_, first), (_, last) = marginal(model, sde.t_min), marginal(model, sde.t_max)
@@ -131,7 +135,7 @@ def test_any_network_gives_a_density(name, reach):
     assert legendre(density, -reach, reach, panels=100, order=12) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 def test_companions_do_not_change_a_likelihood(sde):
     """Alone or among 64 with far outliers: within ten tolerances."""
     model, tolerance = mixture(sde), 1e-5
@@ -197,7 +201,7 @@ def test_the_exact_divergence_is_the_trace():
 def test_the_divergence_of_a_gaussians_velocity(sde):
     """f D - g^2 / 2 (-tr V^-1), with V the covariance at t."""
     model = correlated(sde)
-    for t in (sde.t_min, 0.3 * sde.t_max, sde.t_max):
+    for t in (sde.t_min, 0.3 * sde.t_max, last_time(sde)):
         time = torch.tensor(t, dtype=torch.float64)
         x = model.sample(4)
         velocity, found = Exact().along(lambda y, s=time: model.velocity(y, s), x, Exact().directions(x))
@@ -300,7 +304,7 @@ def test_the_endpoint_correction_takes_the_error_from_second_to_fourth_order():
     assert errors[True][1] < 0.05 * errors[False][1]
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 def test_the_endpoint_correction_of_a_process_with_a_mean(sde):
     model = mixture(sde)
     x = model.sample(16, seed=2)
@@ -351,7 +355,7 @@ class Watch(ScoreModel):
         return self.inner(x, t)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), RectifiedFlow()], ids=str)
 @pytest.mark.parametrize("coordinates", ["angle", "time"])
 @pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
 def test_no_evaluation_outside_the_interval(sde, method, coordinates):
@@ -434,7 +438,7 @@ def test_exponentials_in_both_directions(method, ends):
         ({"steps": 10}, "chooses its own steps"),
         ({"method": "heun3"}, "method must be one of"),
         ({"rtol": -1.0}, "rtol and atol must be positive"),
-        ({"coordinates": "log_snr"}, "coordinates must be one of angle, time, found 'log_snr'"),
+        ({"coordinates": "log_snr"}, "coordinates must be one of auto, angle, time, found 'log_snr'"),
     ],
 )
 def test_a_wrong_combination_is_refused_before_the_first_call(arguments, message):

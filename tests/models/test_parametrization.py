@@ -5,7 +5,7 @@ import torch
 from oracles import ALL_SDES, ROWS, SDES, ExactNet, at_ends, correlated, mixture
 from torch import nn
 
-from models import MLP, LevelHead, ScoreNetwork
+from models import MLP, EDMRow, LevelHead, ScoreNetwork
 from models.parametrization import ROWS as PARAMETRIZATIONS
 from sde import VP, Noise
 
@@ -51,7 +51,7 @@ def test_rows_are_the_stated_combinations(sde):
     """Each row is proportional to its definition, at every time."""
     for t in at_ends(sde):
         alpha, sigma = sde.alpha(t), sde.sigma(t)
-        h = 1e-6 * t
+        h = 3e-4 * t
         slopes = tuple((c(t + h) - c(t - h)) / (2 * h) for c in (sde.alpha, sde.sigma))
         one, zero = torch.ones_like(t), torch.zeros_like(t)
         stated = {"noise": (zero, one), "data": (one, zero), "v": (-sigma, alpha), "velocity": slopes}
@@ -60,6 +60,39 @@ def test_rows_are_the_stated_combinations(sde):
             found = torch.stack(PARAMETRIZATIONS[name]().row(t, sde))
             expected = torch.stack((a, b)) / torch.hypot(a, b)
             assert torch.allclose(found, expected, atol=1e-6), (name, t)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("data_std", [0.5, 1.0, 3.0])
+def test_edm_preconditioning_has_unit_variances(sde, data_std):
+    """c_in x has unit variance, the target F too, and x_0 = c_skip x + c_out F with the coefficients of table 1."""
+    row, s = EDMRow(data_std), data_std
+    seen = []
+
+    class Probe(nn.Module):
+        def forward(self, x, label):
+            seen.append(x)
+            return torch.ones_like(x)
+
+    for t in at_ends(sde):
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        noise = sigma / alpha  # EDM's sigma; its x is x_t / alpha
+        a, b = row.row(t, sde)
+        assert float(a**2 * s**2 + b**2) == pytest.approx(1, rel=1e-12), t
+        x = torch.full((3, 2), 2.0, dtype=torch.float64)
+        found = ScoreNetwork(Probe(), sde, row)(x, t)
+        assert torch.allclose(seen.pop(), x / alpha / torch.sqrt(noise**2 + s**2), rtol=1e-12), t
+        c_skip, c_out = s**2 / (noise**2 + s**2), noise * s / torch.sqrt(noise**2 + s**2)
+        assert torch.allclose(found.x0, c_skip * x / alpha + c_out, rtol=1e-9), t
+        if s == 1:
+            v = torch.stack(PARAMETRIZATIONS["v"]().row(t, sde))
+            assert torch.allclose(torch.stack((a, b)), -v, rtol=1e-12), t
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, True, None, float("nan")], ids=repr)
+def test_a_standard_deviation_is_positive(bad):
+    with pytest.raises(ValueError, match="EDMRow: data_std must be a positive number"):
+        EDMRow(bad)
 
 
 def models(sde, dtype):
@@ -93,7 +126,7 @@ def test_score_and_velocity_are_read_off_the_pair(sde):
             score = model.score(x, t)
             assert torch.allclose(score, -model(x, t).eps / sde.sigma(t), rtol=1e-13), (model, t)
             expected = sde.drift(x, t) - 0.5 * sde.diffusion(t) ** 2 * score
-            size = expected.abs() + sde.drift(x, t).abs()
+            size = (expected.abs() + sde.drift(x, t).abs()).clamp(min=1e-200)
             assert ((model.velocity(x, t) - expected).abs() / size).max() < 1e-10, (model, t)
 
 

@@ -10,6 +10,7 @@ from oracles import FEW_SDES, PAPER_SDES, ROWS, SDES, ExactNet, gaussian, legend
 from models import ScoreNetwork, TimeSampler, UniformLogSNR, UniformTime, denoising_score_matching
 from models.parametrization import ROWS as PARAMETRIZATIONS
 from sde import VP, Prediction, ScoreModel
+from sde.base import last_time
 
 TIMES = [UniformTime(), UniformLogSNR()]
 
@@ -70,7 +71,7 @@ def test_denoising_and_explicit_matching_differ_by_a_constant(monkeypatch, sde, 
     t = UniformTime().quantile(u, sde)
     alpha, sigma = sde.alpha(t[0]), sde.sigma(t[0])
     total = alpha**2 * variance + sigma**2
-    scale = 1.0 if weighting == "simple" else 0.5 * (sde.diffusion(t[0]) / sigma) ** 2 * (sde.t_max - sde.t_min)
+    scale = 1.0 if weighting == "simple" else 0.5 * (sde.diffusion(t[0]) / sigma) ** 2 * (last_time(sde) - sde.t_min)
     for w in (-1.0, 0.0, 0.3, float(sigma / total), 2.0):
         found = loss(monkeypatch, Linear(sde, w), math.sqrt(variance) * z, eps, At(UniformTime(), u), weighting)
         explicit = (w - sigma / total) ** 2 * total

@@ -9,6 +9,7 @@ from oracles import FEW_SDES, SDES, gaussian, marginal, paper, response
 
 from models import GaussianMixture
 from sde import VE, VP, SubVP
+from sde.base import last_time
 from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, Step, time_grid
 
 VARIANCES = (1.0, 0.25, 1e-2, 1e-4)
@@ -170,7 +171,7 @@ def test_ddim_is_exact_on_a_point_in_one_step(sde):
     """The flow of a point mass keeps eps: x_s = alpha_s x_0 + sigma_s eps, in one step or in many."""
     model, point = point_mass(sde)
     eps = torch.tensor([[0.7, -1.3], [0.0, 2.0]], dtype=torch.float64)
-    start, end = (torch.tensor(t, dtype=torch.float64) for t in (sde.t_max, sde.t_min))
+    start, end = (torch.tensor(t, dtype=torch.float64) for t in (last_time(sde), sde.t_min))
     for steps in (1, 2, 7):
         found = DDIM(steps=steps)(model, x_T=sde.perturb(point.expand(2, 2), start, eps)).x
         assert torch.allclose(found, sde.perturb(point.expand(2, 2), end, eps), rtol=1e-9), steps

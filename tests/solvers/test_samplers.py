@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import ROWS, SDES, ExactNet, correlated, gaussian, marginal, mixture, response
+from oracles import CORE_SDES, ROWS, SDES, ExactNet, correlated, gaussian, marginal, mixture, response
 from torch import nn
 
 import solvers
 from models import MLP, ScoreNetwork
 from models.parametrization import ROWS as PARAMETRIZATIONS
-from sde import VE, VP, ScoreModel
+from sde import VE, VP, Cosine, RectifiedFlow, ScoreModel
+from sde.base import last_time
 from solvers import (
     DDIM,
     GRIDS,
@@ -48,7 +49,8 @@ CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, **CORRECT
 def test_the_stated_calls_per_step_are_these():
     for sampler, calls in CALLS.items():
         assert sampler.calls_per_step == calls, sampler
-        assert sampler.with_steps(7) == with_steps(sampler, 7, sampler.grid, sampler.final), sampler
+        own = sampler.predictor.grid if isinstance(sampler, PredictorCorrector) else sampler.grid
+        assert sampler.with_steps(7) == with_steps(sampler, 7, own, sampler.final), sampler
 
 
 def with_steps(sampler, steps, grid="log_snr", final="mean"):
@@ -70,7 +72,9 @@ def test_mean_and_covariance_of_a_correlated_gaussian(monkeypatch, sde, sampler)
     model = correlated(sde)
     mean, covariance = marginal(model, sde.t_min)
     coarse, fine = (
-        response(monkeypatch, with_steps(sampler, n, final="sample"), model, 2).moments(*marginal(model, sde.t_max))
+        response(monkeypatch, with_steps(sampler, n, final="sample"), model, 2).moments(
+            *marginal(model, last_time(sde))
+        )
         for n in (150, 300)
     )
     root = torch.linalg.inv(torch.linalg.cholesky(covariance))
@@ -79,7 +83,7 @@ def test_mean_and_covariance_of_a_correlated_gaussian(monkeypatch, sde, sampler)
     assert (root @ (2 * fine[1] - coarse[1]) @ root.T - torch.eye(2)).abs().max() < 0.01
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 @pytest.mark.parametrize("sampler", AFFINE, ids=str)
 def test_all_parametrizations_of_one_model_sample_alike(monkeypatch, sde, sampler):
     sampler, exact = with_steps(sampler, 15), correlated(sde)
@@ -90,7 +94,7 @@ def test_all_parametrizations_of_one_model_sample_alike(monkeypatch, sde, sample
             assert torch.allclose(part, whole, rtol=0, atol=1e-6 * float(whole.abs().max())), name
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 @pytest.mark.parametrize("sampler", [s for s in CORRECTED if isinstance(s, PredictorCorrector)], ids=str)
 def test_corrected_samplers_on_a_correlated_gaussian(sde, sampler):
     """The bias of Langevin steps of snr 0.16 is under 8 %; the rest is Monte Carlo, 5 standard errors."""
@@ -99,7 +103,7 @@ def test_corrected_samplers_on_a_correlated_gaussian(sde, sampler):
     check_moments(x, model, sde, bias=0.08)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 @pytest.mark.parametrize("name", ROWS)
 def test_corrected_samplers_of_all_parametrizations(sde, name):
     exact = correlated(sde)
@@ -147,7 +151,9 @@ def test_the_probability_flow_of_all_parametrizations(sde, name):
     model = ScoreNetwork(ExactNet(exact, PARAMETRIZATIONS[name]().row), sde, name)
     x_T = sde.prior((4, 2)).sample(0, dtype=torch.float64)
     found, expected = (ProbabilityFlow(method="rk4", steps=8)(m, x_T=x_T).x for m in (model, exact))
-    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    # Where alpha falls to 0 a network keeps its x_0 over the last thousandth of time.
+    atol = 1e-6 if last_time(sde) == sde.t_max else 5e-4
+    assert torch.allclose(found, expected, rtol=1e-6, atol=atol)
 
 
 @pytest.mark.parametrize("sde", SDES, ids=str)
@@ -160,7 +166,7 @@ def test_the_flow_of_a_gaussian_is_a_scaling(sde):
     assert torch.allclose(found, m1 + (v1 / v0).sqrt() * (x - m0), rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 @pytest.mark.parametrize("method", ["dopri5", "dopri8"])
 def test_decoding_inverts_encoding(sde, method):
     model, flow = mixture(sde), ProbabilityFlow(1e-8, 1e-8, method)
@@ -175,7 +181,7 @@ def test_decoding_inverts_encoding(sde, method):
 
 @pytest.mark.parametrize("sampler", CALLS, ids=str)
 def test_a_sample_does_not_depend_on_its_batch(sampler):
-    for sde in SDES:
+    for sde in CORE_SDES:
         model, sampler = mixture(sde), with_steps(sampler, 12)
         whole = sampler(model, shape=(64, 2), seed=5, dtype=torch.float64).x
         alone = sampler(model, shape=(1, 2), seed=5, dtype=torch.float64).x
@@ -184,7 +190,7 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
         assert not torch.equal(whole, sampler(model, shape=(64, 2), seed=6, dtype=torch.float64).x), sde
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
 def test_an_adaptive_sample_does_not_depend_on_its_batch(sde):
     """Within ten tolerances, with companions a hundred times further out."""
     model, tolerance = mixture(sde), 1e-6
@@ -218,7 +224,7 @@ def test_calls_of_an_adaptive_method():
     assert ProbabilityFlow()(model, shape=(3, 2)).nfe == len(seen) > 20
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", [*CORE_SDES, RectifiedFlow(), Cosine()], ids=str)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_any_number_of_steps_is_finite(sde, grid):
     """Also where the plan of a step could divide by zero or take the root of a negative number."""
