@@ -61,7 +61,7 @@ def integrate(
     t, the number of evaluations and a cure.
     """
     check_method(method, rtol, atol, steps)
-    watched = _Watched(function, time)
+    watched = _Watched(function, time, min(start, end), max(start, end))
     ends = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
     if method in FIXED:
         grid = torch.linspace(start, end, steps + 1, dtype=ends.dtype, device=ends.device)
@@ -85,16 +85,20 @@ def integrate(
 class _Watched:
     """The right-hand side, with its last reading, the number of its calls, and a check of its values."""
 
-    def __init__(self, function: Callable[[Tensor, State], State], time: Callable[[Tensor], Tensor]):
-        self.function, self.time, self.calls, self.reading = function, time, 0, torch.tensor(float("nan"))
+    def __init__(
+        self, function: Callable[[Tensor, State], State], time: Callable[[Tensor], Tensor], low: float, high: float
+    ):
+        self.function, self.time, self.low, self.high = function, time, low, high
+        self.calls, self.reading = 0, torch.tensor(float("nan"))
 
     @property
     def t(self) -> float:
         return float(self.time(self.reading))
 
     def __call__(self, reading: Tensor, state: State) -> State:
-        self.calls, self.reading = self.calls + 1, reading
-        slopes = self.function(reading, state)
+        # The trial step that chooses the first one may reach beyond the end.
+        self.calls, self.reading = self.calls + 1, reading.clamp(self.low, self.high)
+        slopes = self.function(self.reading, state)
         if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
             raise ODEError(
                 f"the right-hand side is not finite at t={self.t:.3g} (evaluation {self.calls}); "

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import MLP, LevelHead, ScoreNetwork
 from models.parametrization import ROWS as PARAMETRIZATIONS
-from sde import VE, VP, Noise, RectifiedFlow, ScoreModel, SubVP
+from sde import VE, VP, Noise, RectifiedFlow, ScoreModel, SubVP, TimeChanged
 from sde.base import last_time
 from solvers import Exact, Hutchinson, ODEError, ProbabilityFlow, log_likelihood
 from solvers.ode import ADAPTIVE, FIXED, integrate
@@ -355,7 +355,11 @@ class Watch(ScoreModel):
         return self.inner(x, t)
 
 
-@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), RectifiedFlow()], ids=str)
+@pytest.mark.parametrize(
+    "sde",
+    [VP(), SubVP(), VE(), RectifiedFlow(), TimeChanged(VE(), lambda t: 0.1 * t)],
+    ids=["VP", "SubVP", "VE", "RF", "slow"],
+)
 @pytest.mark.parametrize("coordinates", ["angle", "time"])
 @pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
 def test_no_evaluation_outside_the_interval(sde, method, coordinates):

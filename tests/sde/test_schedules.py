@@ -33,7 +33,7 @@ def test_cosine_is_that_of_the_paper(sde):
 
 
 def test_edm_is_noise_of_standard_deviation_t():
-    """Karras et al. (2022), table 1: s(t) = 1, sigma(t) = t; dx = sqrt(2 t) dw, and x - D(x; t) over t is the velocity."""
+    """Karras et al. (2022), table 1: s(t) = 1, sigma(t) = t; dx = sqrt(2 t) dw."""
     sde = EDM()
     assert (sde.t_min, sde.t_max, sde.prior_std) == (0.002, 80.0, 80.0)
     t = times(sde, 41)
@@ -159,7 +159,7 @@ def test_b13_small_sigma_has_no_cancellation_and_no_step_in_float32(cls):
 @pytest.mark.parametrize("cls", [cls for cls in SDE_CLASSES if cls is not EDM])
 @pytest.mark.parametrize("t_max", [0.5, 3.0])
 def test_b24_another_t_max_is_in_the_diffusion_too(cls, t_max):
-    """The noise at the end is the same whatever t_max, and so is the integral of g^2 / sigma^2: the range of log-SNR."""
+    """Whatever t_max, the noise at the end is the same, and the integral of g^2 / sigma^2, the range of log-SNR."""
     sde, slow = make(cls), make(cls, t_max=t_max, t_min=1e-5 * t_max)
     assert slow.log_snr_range == pytest.approx(sde.log_snr_range, abs=1e-9)
     middle = torch.tensor(0.4, dtype=torch.float64)
