@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import FEW_SDES, PAPER_SDES, ROWS, SDES, ExactNet, gaussian, legendre, mixture, paper
+from oracles import FEW_SDES, PAPER_SDES, ROWS, SDES, ExactNet, gaussian, learned, legendre, mixture, paper
 
-from models import ScoreNetwork, TimeSampler, UniformLogSNR, UniformTime, denoising_score_matching
+from models import MLP, ScoreNetwork, TimeSampler, UniformLogSNR, UniformTime, denoising_score_matching
 from models.parametrization import ROWS as PARAMETRIZATIONS
-from sde import VP, Prediction, ScoreModel
+from sde import VP, LearnedSchedule, Prediction, ScoreModel
 from sde.base import last_time
 
 TIMES = [UniformTime(), UniformLogSNR()]
@@ -206,6 +206,50 @@ def test_losses_are_finite_in_float32_at_both_ends_of_time():
                 for weighting in ("simple", "likelihood"):
                     values = denoising_score_matching(model, x0, weighting, at, torch.Generator().manual_seed(0))
                     assert values.shape == (64,) and bool(torch.isfinite(values).all()), (sde, name, times, weighting)
+
+
+def test_the_bound_does_not_depend_on_a_learned_schedule(monkeypatch):
+    """Kingma et al. (2021), eq. 18: at fixed ends the expected loss and hence its gradient are free of the schedule.
+
+    For one wrong model in terms of the noise level, by quadrature over noise and time; its variance does depend on it.
+    """
+    z, eps, weights = plane(8)
+
+    def bound(sde, panels=96):
+        def expected(u):
+            class Fixed(UniformTime):
+                def sample(self, n, sde, *_):
+                    return self.quantile(u.repeat_interleave(len(z)), sde)
+
+            n = len(u)
+            x0 = 0.5 * z.repeat(n, 1)
+            values = loss(monkeypatch, Linear(sde, 0.4), x0, eps.repeat(n, 1), Fixed(), "likelihood")
+            return (values.reshape(n, -1) * weights).sum(1)
+
+        nodes, node_weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
+        edges = torch.linspace(0, 1, panels + 1, dtype=torch.float64) ** 2
+        half = 0.5 * edges.diff()[:, None]
+        u = (edges[:-1, None] + half * (1 + nodes)).flatten()
+        return (expected(u) * (half * node_weights).flatten()).sum()
+
+    # The first instants, before t_min, differ: let them be few.
+    start, moved = LearnedSchedule(hidden=4, t_min=1e-9), learned(hidden=4, t_min=1e-9).requires_grad_(True)
+    first, second = bound(start), bound(moved)
+    assert second.item() == pytest.approx(first.item(), rel=1e-6)
+    gradients = torch.autograd.grad(second, list(moved.parameters()))
+    assert max(float(g.abs().max()) for g in gradients) < 1e-5 * second.item()
+    assert bound(LearnedSchedule(log_snr_min=-6.0, t_min=1e-9)).item() != pytest.approx(first.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("weighting, times", [("simple", UniformTime()), ("likelihood", UniformLogSNR())], ids=str)
+def test_a_loss_that_would_spoil_the_schedule_is_refused(weighting, times):
+    sde = LearnedSchedule(hidden=3)
+    model = ScoreNetwork(MLP((2,), width=8, depth=1), sde)
+    with pytest.raises(ValueError, match=r"only weighting='likelihood' with times=UniformTime\(\).*requires_grad_"):
+        denoising_score_matching(model, torch.zeros(4, 2), weighting, times)
+    assert bool(torch.isfinite(denoising_score_matching(model, torch.zeros(4, 2), "likelihood")).all())
+    sde.requires_grad_(False)
+    assert bool(torch.isfinite(denoising_score_matching(model, torch.zeros(4, 2), weighting, times)).all())
 
 
 def test_an_unknown_weighting_is_refused():
