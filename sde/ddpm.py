@@ -93,9 +93,9 @@ class DDPMChain(GaussianChain):
             if not 0 < beta < 1:
                 raise ValueError(f"DDPMChain: each beta must lie in (0, 1), found beta_{k} = {beta}")
         if not float(self.levels()[0][-1]) > 0:
-            raise ValueError(
-                "DDPMChain: alpha_N = prod sqrt(1 - beta) vanishes in float64; take smaller or fewer betas"
-            )
+            raise ValueError("DDPMChain: alpha_N = prod sqrt(1 - beta) is 0 in float64; take fewer or smaller betas")
+
+    __hash__ = GaussianChain.__hash__
 
     def __repr__(self) -> str:
         return f"DDPMChain({len(self.betas)} betas, {self.betas[0]:.3g} to {self.betas[-1]:.3g})"

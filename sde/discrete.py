@@ -17,7 +17,7 @@ in float64, then cast.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import index
 from typing import NamedTuple, Self
 
@@ -228,6 +228,14 @@ class GaussianChain(ABC):
             return self if steps == self.steps else self.subset([self.steps])
         gaps = steps - 1
         return self.subset([1 + (2 * i * (self.steps - 1) + gaps) // (2 * gaps) for i in range(steps)])
+
+    def __hash__(self) -> int:
+        """Of the levels, once: the tables are looked up by it in every step."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(torch.cat(self.levels()).tolist()))
 
     def prior(self, shape: tuple[int, ...]) -> GaussianPrior:
         """N(0, prior_std^2 I) over tensors of ``shape`` = ``(B, ...)``."""

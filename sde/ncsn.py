@@ -50,6 +50,8 @@ class NCSNLevels(GaussianChain):
                 found = f"sigmas[{i}] = {larger}, sigmas[{i + 1}] = {smaller}"
                 raise ValueError(f"NCSNLevels: sigmas must decrease strictly, from the largest, found {found}")
 
+    __hash__ = GaussianChain.__hash__
+
     def __repr__(self) -> str:
         return f"NCSNLevels({len(self.sigmas)} sigmas, {self.sigmas[0]:.3g} to {self.sigmas[-1]:.3g})"
 

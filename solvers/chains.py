@@ -23,16 +23,15 @@ def level_times(sde: SDE, chain: GaussianChain) -> Tensor:
     """The times at which ``sde`` has the log-SNR of the levels k = 1..N; ``(N,)``, in float64 on the CPU.
 
     A level noisier than any of the process has its last time. Raises ``ValueError`` where the least noise of the chain
-    is less than that at t_min, which no model of ``sde`` has seen, or more than that at t_max.
+    is less than that at t_min, which no model of ``sde`` has seen.
     """
     if not isinstance(sde, GaussianSDE):
         raise TypeError(f"the levels of a chain need a GaussianSDE, which has a log-SNR; found {sde}")
-    least, (lowest, highest) = float(chain.log_snr(1)), sde.log_snr_range
-    if not lowest < least <= highest + _SLACK:
+    least, highest = float(chain.log_snr(1)), sde.log_snr_range[1]
+    if not least <= highest + _SLACK:
         raise ValueError(
-            f"level 1 of {chain} has log-SNR {least:.5g}, outside of the model's range {lowest:.5g} to {highest:.5g} "
-            f"under {sde}; take a chain whose least noise, now sigma/alpha = {_noise(least):.3g}, lies between "
-            f"{_noise(highest):.3g} and {_noise(lowest):.3g}, or an SDE with another t_min"
+            f"level 1 of {chain} has less noise than {sde} at t_min, sigma/alpha = {_noise(least):.3g} and not "
+            f"{_noise(highest):.3g} or more; take a chain that begins with more noise, or a model trained on less"
         )
     with torch.no_grad():
         times = sde.time(chain.log_snr(torch.arange(1, chain.steps + 1)))
@@ -94,7 +93,7 @@ class DDPM(Sampler):
         k, chain = self.steps - step.index, self.chain
         x_k = x / _scale(chain, k, step.alpha_t, step.sigma_t)
         # The first step starts at t_max, wherever the chain's end is.
-        t = step.t if step.index else level_times(step.model.sde, chain)[-1].to(x)
+        t = step.t if step.index else step.model.sde.time(chain.log_snr(k)).clamp(max=last_time(step.model.sde)).to(x)
         prediction = step.model.at_level(x_k, chain.alpha(k, x), chain.sigma(k, x), t)
         mean, variance = chain.reverse(prediction, k, self.variance)
         return _scale(chain, k - 1, step.alpha_s, step.sigma_s) * (mean + variance.sqrt() * step.draw(x))
@@ -113,8 +112,8 @@ class AnnealedLangevin(Sampler):
     Parameters
     ----------
     levels: the noise levels, within the noise of the model's process.
-    steps_per_level: T, one call each. step_size: epsilon; see ``sde.step_size``. The defaults are the paper's (2020) for
-        CIFAR-10.
+    steps_per_level: T, one call each. step_size: epsilon; see ``sde.step_size``. The defaults are those for CIFAR-10
+        of 2020.
     final: "denoise" - the posterior mean of x_0 in place of the sample, for one more call (2020, algorithm 1);
         "sample" - the sample at the last level, whose noise it has.
     """
