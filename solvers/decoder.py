@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr
+from torch.special import erfcx
 
 _TOLERANCE = 0.01
 
@@ -65,10 +65,10 @@ class DiscretizedGaussian:
         Values and gradients are finite however far ``mean`` lies from ``x0``.
         """
         k, mean, std = self.index(x0), mean.double(), std.double()
-        lower = (self.low + k * self.width - mean) / std
-        upper = (self.low + (k + 1) * self.width - mean) / std
+        edge = self.low + k.double() * self.width  # of an integer tensor it would be in float32
+        lower, upper = (edge - mean) / std, (edge + self.width - mean) / std
         inner = _log_mass(lower, upper)
-        return torch.where(k == 0, log_ndtr(upper), torch.where(k == self.levels - 1, log_ndtr(-lower), inner))
+        return torch.where(k == 0, _log_phi(upper), torch.where(k == self.levels - 1, _log_phi(-lower), inner))
 
 
 def _log_mass(lower: Tensor, upper: Tensor) -> Tensor:
@@ -76,8 +76,16 @@ def _log_mass(lower: Tensor, upper: Tensor) -> Tensor:
     # In the left tail, where log Phi keeps its digits; the normal is symmetric.
     mirrored = lower + upper > 0
     lower, upper = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
-    most = log_ndtr(upper)
-    return most + _log1mexp(log_ndtr(lower) - most)
+    most = _log_phi(upper)
+    return most + _log1mexp(_log_phi(lower) - most)
+
+
+def _log_phi(x: Tensor) -> Tensor:
+    """log Phi(x). The gradient of torch's log_ndtr loses all digits, and becomes infinite, far in the left tail."""
+    left = x < -1
+    far, near = torch.where(left, x, -1.0), torch.where(left, 0.0, x)
+    tail = torch.log(0.5 * erfcx(-far * math.sqrt(0.5))) - 0.5 * far.square()
+    return torch.where(left, tail, torch.log1p(-0.5 * torch.erfc(near * math.sqrt(0.5))))
 
 
 def _log1mexp(x: Tensor) -> Tensor:

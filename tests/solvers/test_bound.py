@@ -103,14 +103,14 @@ def test_b46_with_variance_beta_tilde_the_gap_does_not_vanish(monkeypatch):
     variance beta_tilde_2. Near the data r_k = k / (k - 1), whatever N is: the limit is half of Euler's constant, 0.289,
     and (1 - log 2) / 2 = 0.153 for the decoder.
     """
-    totals = {n: closed_gap(DDPMChain(linear_betas(n)), [0.25], "beta_tilde") for n in (1000, 4000, 64000)}
+    totals = {n: closed_gap(DDPMChain(linear_betas(n)), [0.25], "beta_tilde") for n in (1000, 4000, 32000)}
     assert sum(totals[1000][1]) == pytest.approx(0.456, abs=1e-3) and sum(totals[4000][1]) == pytest.approx(
         0.346, abs=1e-3
     )
     assert totals[1000][2] == pytest.approx(0.114, abs=1e-3) and totals[4000][2] == pytest.approx(0.142, abs=1e-3)
-    assert sum(totals[64000][1]) == pytest.approx(0.5772156649 / 2, abs=0.01)
-    assert totals[64000][2] == pytest.approx((1 - math.log(2)) / 2, abs=1e-3)
-    gap, found = exact_gap(monkeypatch, gaussian(VP(), 0.25), DDPMChain(), "beta_tilde")
+    assert sum(totals[32000][1]) == pytest.approx(0.5772156649 / 2, abs=0.02)
+    assert totals[32000][2] == pytest.approx((1 - math.log(2)) / 2, abs=1e-3)
+    gap, found = exact_gap(monkeypatch, gaussian(VP(), 0.25), DDPMChain(linear_betas(1000)), "beta_tilde")
     assert gap == pytest.approx(0.570, abs=1e-3)
     assert float(found.transitions.mean()) - float(found.steps.sum()) == pytest.approx(0, abs=1e-9)
 
@@ -121,8 +121,8 @@ def test_b46_with_variance_beta_tilde_the_gap_does_not_vanish(monkeypatch):
 @pytest.mark.parametrize("chain", CHAINS, ids=str)
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde", 0.3])
 def test_every_part_is_that_of_the_definition(chain, variance):
-    """KLs by torch.distributions between q, by Bayes' rule, and p, about the model's pair in the chain's coordinates."""
-    model, chain_model = mixture(VE(0.001, 500.0)), mixture(VP(0.1, 40.0))
+    """KLs by torch.distributions between q, by Bayes' rule, and p, from the pair of a model of another process."""
+    model, chain_model = mixture(VE(0.001, 5000.0)), mixture(VP(0.1, 40.0))
     x0 = model.sample(5, seed=1)
     found, noise = elbo(model, x0, chain, variance=variance, seed=4), Noise(4)
     total, means = torch.zeros(5, dtype=torch.float64), []
@@ -210,8 +210,8 @@ def test_float32_agrees_with_float64():
 def test_data_of_any_rank(shape):
     model, decoder = ScoreNetwork(MLP(shape[1:], width=8, depth=1), VP()), DiscretizedGaussian(5)
     x0 = decoder.centres(torch.arange(math.prod(shape)).reshape(shape) % 5)
-    for decoder in (None, decoder):
-        found = elbo(model, x0, CHAINS[0], decoder, draws=2)
+    for last in (None, decoder):
+        found = elbo(model, x0, CHAINS[0], last, draws=2)
         assert found.log_prob.shape == found.stderr.shape == found.prior.shape == (3,)
         assert found.dimensions == math.prod(shape[1:]) and not found.log_prob.requires_grad
     assert not model._forward_pre_hooks
@@ -245,7 +245,9 @@ def test_the_decoder_against_high_precision():
             upper, lower = (mpmath.erfc(-z / mpmath.sqrt(2)) / 2 for z in (b, a))
             expected = mpmath.log(upper - lower)
             x0 = decoder.centres(torch.tensor(k), torch.float64)
-            found = float(decoder.log_prob(x0, torch.tensor(mean).double(), torch.tensor(std).double()))
+            found = float(
+                decoder.log_prob(x0, torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
+            )
             # The edges themselves are rounded, by 1e-16 of 1, and divided by std.
             distance = min(abs(a), abs(b))
             assert found == pytest.approx(float(expected), rel=1e-10, abs=1e-9 + 1e-14 * float(distance / std)), (
@@ -301,7 +303,9 @@ def test_the_bits_of_a_discrete_toy_exceed_its_entropy(sde, chain, variance):
     assert bool((log_prob.mean(1) < weights.log() + 5 * error).all())
     entropy = -float((weights * weights.log2()).sum())
     bits, spread = -float((weights * log_prob.mean(1)).sum()) / math.log(2), float((weights * error).norm())
-    assert entropy - 5 * spread < bits < entropy + (1.5 if variance == "beta_tilde" else 0.6), (entropy, bits)
+    # The points have no width: "beta_tilde" is right near them, and "beta" too wide (solvers.bound).
+    low, high = (0.0, 0.3) if variance == "beta_tilde" else (1.0, 2.0)
+    assert entropy + low - 5 * spread < bits < entropy + high, (entropy, bits)
     value, stderr = found.bits_per_dim()
     assert value == pytest.approx(-float(found.log_prob.mean()) / (2 * math.log(2)), rel=1e-9)
     assert stderr == pytest.approx(
@@ -313,7 +317,7 @@ def test_the_bits_of_a_discrete_toy_exceed_its_entropy(sde, chain, variance):
 def test_bits_per_dim_need_a_discrete_decoder():
     model = mixture(VP())
     found = elbo(model, model.sample(3), CHAINS[0])
-    with pytest.raises(ValueError, match="bounds a density, which has no bits per dimension.*DiscretizedGaussian"):
+    with pytest.raises(ValueError, match=r"bounds a density, which has no bits per dimension.*DiscretizedGaussian"):
         found.bits_per_dim()
     assert replace(found, discrete=True).bits_per_dim()[0] == pytest.approx(-found.mean()[0] / (2 * math.log(2)))
     assert elbo(model, model.sample(1), CHAINS[0]).mean()[1] is None
