@@ -230,8 +230,7 @@ class GaussianChain(ABC):
         return self.subset([1 + (2 * i * (self.steps - 1) + gaps) // (2 * gaps) for i in range(steps)])
 
     def __hash__(self) -> int:
-        """Of the levels, once: the tables are looked up by it in every step."""
-        return self._hash
+        return self._hash  # kept, since the tables are looked up by it in every step
 
     @cached_property
     def _hash(self) -> int:

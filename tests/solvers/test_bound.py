@@ -103,15 +103,15 @@ def test_b46_with_variance_beta_tilde_the_gap_does_not_vanish(monkeypatch):
     variance beta_tilde_2. Near the data r_k = k / (k - 1), whatever N is: the limit is half of Euler's constant, 0.289,
     and (1 - log 2) / 2 = 0.153 for the decoder.
     """
-    totals = {n: closed_gap(DDPMChain(linear_betas(n)), [0.25], "beta_tilde") for n in (1000, 4000, 32000)}
+    totals = {n: closed_gap(DDPMChain(linear_betas(n)), [0.25], "beta_tilde") for n in (1000, 4000, 20000)}
     assert sum(totals[1000][1]) == pytest.approx(0.456, abs=1e-3) and sum(totals[4000][1]) == pytest.approx(
         0.346, abs=1e-3
     )
     assert totals[1000][2] == pytest.approx(0.114, abs=1e-3) and totals[4000][2] == pytest.approx(0.142, abs=1e-3)
-    assert sum(totals[32000][1]) == pytest.approx(0.5772156649 / 2, abs=0.02)
-    assert totals[32000][2] == pytest.approx((1 - math.log(2)) / 2, abs=2e-3)
+    assert sum(totals[20000][1]) == pytest.approx(0.5772156649 / 2, abs=0.02)
+    assert totals[20000][2] == pytest.approx((1 - math.log(2)) / 2, abs=3e-3)
     gap, found = exact_gap(monkeypatch, gaussian(VP(), 0.25), DDPMChain(linear_betas(1000)), "beta_tilde")
-    assert gap == pytest.approx(0.570, abs=1e-3)
+    assert gap == pytest.approx(0.570, abs=1e-3) == totals[1000][0] + sum(totals[1000][1]) + totals[1000][2]
     assert float(found.transitions.mean()) - float(found.steps.sum()) == pytest.approx(0, abs=1e-9)
 
 
