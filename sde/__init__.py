@@ -3,8 +3,19 @@
 from sde.base import SDE, GaussianPrior, GaussianSDE, Kernel
 from sde.changed import Rescaled, TimeChanged, exploding, preserving
 from sde.cosine import Cosine
+from sde.ddpm import DDPMChain, cosine_betas, linear_betas, sde_betas
+from sde.discrete import GaussianChain, Transition
 from sde.edm import EDM
 from sde.learned import LearnedSchedule
+from sde.ncsn import (
+    NCSNLevels,
+    geometric_sigmas,
+    largest_sigma,
+    levels_for,
+    sigma_ratio,
+    step_size,
+    variance_ratio,
+)
 from sde.noise import Noise
 from sde.rectified_flow import RectifiedFlow
 from sde.score import Prediction, ScoreField, ScoreFunction, ScoreModel
@@ -18,10 +29,13 @@ __all__ = [
     "VE",
     "VP",
     "Cosine",
+    "DDPMChain",
+    "GaussianChain",
     "GaussianPrior",
     "GaussianSDE",
     "Kernel",
     "LearnedSchedule",
+    "NCSNLevels",
     "Noise",
     "Prediction",
     "RectifiedFlow",
@@ -31,6 +45,16 @@ __all__ = [
     "ScoreModel",
     "SubVP",
     "TimeChanged",
+    "Transition",
+    "cosine_betas",
     "exploding",
+    "geometric_sigmas",
+    "largest_sigma",
+    "levels_for",
+    "linear_betas",
     "preserving",
+    "sde_betas",
+    "sigma_ratio",
+    "step_size",
+    "variance_ratio",
 ]

@@ -1,7 +1,10 @@
 """The way back: samplers, the probability-flow ODE, and exact likelihoods."""
 
 from solvers.base import Output, SamplingDiverged, Solver
+from solvers.bound import Bound, elbo
 from solvers.bridge import DDIM, Ancestral
+from solvers.chains import DDPM, AnnealedLangevin
+from solvers.decoder import DiscretizedGaussian
 from solvers.divergence import Divergence, Exact, Hutchinson
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.grids import GRIDS, time_grid
@@ -15,8 +18,12 @@ from solvers.simulate import simulate
 
 __all__ = [
     "DDIM",
+    "DDPM",
     "GRIDS",
     "Ancestral",
+    "AnnealedLangevin",
+    "Bound",
+    "DiscretizedGaussian",
     "Divergence",
     "EulerMaruyama",
     "Exact",
@@ -33,6 +40,7 @@ __all__ = [
     "SamplingDiverged",
     "Solver",
     "Step",
+    "elbo",
     "log_likelihood",
     "simulate",
     "time_grid",

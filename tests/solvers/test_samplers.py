@@ -16,8 +16,10 @@ from sde import VE, VP, Cosine, RectifiedFlow, ScoreModel
 from sde.base import last_time
 from solvers import (
     DDIM,
+    DDPM,
     GRIDS,
     Ancestral,
+    AnnealedLangevin,
     EulerMaruyama,
     Heun,
     Langevin,
@@ -45,6 +47,9 @@ CORRECTED = {
 }
 CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, **CORRECTED}
 
+ON_CHAINS = {DDPM, AnnealedLangevin}
+"""Over the levels of a chain, and not over a grid of times: they have the same tests in test_chains.py."""
+
 
 def test_the_stated_calls_per_step_are_these():
     for sampler, calls in CALLS.items():
@@ -62,7 +67,7 @@ def with_steps(sampler, steps, grid="log_snr", final="mean"):
 def test_every_exported_sampler_is_tested_here():
     exported = [c for c in (getattr(solvers, name) for name in solvers.__all__) if inspect.isclass(c)]
     concrete = {c for c in exported if issubclass(c, Sampler) and not inspect.isabstract(c)}
-    assert concrete == {type(s) for s in CALLS}
+    assert concrete == {type(s) for s in CALLS} | ON_CHAINS
 
 
 @pytest.mark.parametrize("sde", SDES, ids=str)
