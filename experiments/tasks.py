@@ -18,8 +18,10 @@ from experiments.metrics import classifier_confidence, copy_report
 from experiments.problem import Problem, build_model, device_of, load_problem
 from experiments.run import Run, provenance
 from models import GaussianMixture, ScoreNetwork
+from sde import GaussianSDE, diagnose
 
 log = logging.getLogger(__name__)
+_FEW = 2000  # examples that a diagnosis takes the moments of
 
 
 class Session:
@@ -28,7 +30,7 @@ class Session:
     def __init__(self, config: DictConfig, run: Run):
         self.config, self.run = config, run
         self.device, self.problem = device_of(config.device), load_problem(config)
-        self.said, self.figures = [], []
+        self.said, self.figures, self.warned = [], [], set()
         torch.manual_seed(config.seed)
         run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
 
@@ -36,6 +38,17 @@ class Session:
         """Print a part of the report."""
         self.said.append(text)
         print(f"\n{text}", flush=True)
+
+    def diagnose(self, sde: GaussianSDE) -> None:
+        """Log what the ends of time of ``sde`` cost these data, each warning once, and note the numbers."""
+        x = self.problem.x(self.problem.data.train[:_FEW], torch.Generator().manual_seed(self.config.seed))
+        width = self.problem.dequantizer.bin_width if self.problem.dequantizer else None
+        found = diagnose(sde, x, width, quiet=True)
+        for sentence in found.warnings:
+            if sentence not in self.warned:
+                log.warning(sentence)
+        self.warned |= set(found.warnings)
+        self.run.note(diagnosis=asdict(found))
 
     def close(self) -> None:
         """Write the report, and say where all is."""
@@ -107,7 +120,8 @@ def check_training(session: Session) -> None:
     """Build what training needs, to refuse what can't work before any time is spent."""
     training.check(session.config.train)
     build(session.config.train.times, where="train.times")
-    build_model(session.config, session.problem.convention(), session.problem.data.train)
+    model = build_model(session.config, session.problem.convention(), session.problem.data.train)
+    session.diagnose(model.sde)
 
 
 def check_comparison(session: Session) -> None:
@@ -156,6 +170,7 @@ def image_quality(problem: Problem, samples: torch.Tensor) -> dict[str, dict[str
 def evaluate_likelihood(session: Session, model: ScoreNetwork) -> None:
     """The likelihood table: parts and errors, beside baselines or the exact value."""
     problem, run = session.problem, session.run
+    session.diagnose(model.sde)
     result, log_prob = evaluation.evaluate(model, problem, session.config, session.device)
     np.save(run.path("samples", "log_prob.npy"), log_prob.numpy())
     run.note(likelihood=asdict(result))

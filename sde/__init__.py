@@ -3,6 +3,7 @@
 from sde.base import SDE, GaussianPrior, GaussianSDE, Kernel
 from sde.changed import Rescaled, TimeChanged, exploding, preserving
 from sde.cosine import Cosine
+from sde.diagnosis import Diagnosis, DiagnosisWarning, diagnose
 from sde.edm import EDM
 from sde.learned import LearnedSchedule
 from sde.noise import Noise
@@ -18,6 +19,8 @@ __all__ = [
     "VE",
     "VP",
     "Cosine",
+    "Diagnosis",
+    "DiagnosisWarning",
     "GaussianPrior",
     "GaussianSDE",
     "Kernel",
@@ -31,6 +34,7 @@ __all__ = [
     "ScoreModel",
     "SubVP",
     "TimeChanged",
+    "diagnose",
     "exploding",
     "preserving",
 ]

@@ -19,6 +19,7 @@ class LearnedSchedule(nn.Module, GaussianSDE):
 
     learned = True
     ordered = (("t_min", "t_max"), ("log_snr_min", "log_snr_max"))
+    cures = ("raise log_snr_max", "lower log_snr_min")
 
     def __init__(
         self,
