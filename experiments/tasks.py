@@ -12,13 +12,14 @@ import torch
 from omegaconf import DictConfig
 
 from experiments import checkpoint, comparison, evaluation, pictures, report, training
+from experiments import verify as verification
 from experiments.baselines import all_baselines
 from experiments.build import ConfigError, build
 from experiments.metrics import classifier_confidence, copy_report
 from experiments.problem import Problem, build_model, device_of, load_problem
 from experiments.run import Run, provenance
-from models import GaussianMixture, ScoreNetwork
-from sde import GaussianSDE, diagnose
+from models import GaussianMixture
+from sde import GaussianSDE, ScoreModel, diagnose
 
 log = logging.getLogger(__name__)
 _FEW = 2000  # examples that a diagnosis takes the moments of
@@ -116,8 +117,22 @@ def everything(config: DictConfig, run: Run) -> None:
     session.close()
 
 
+def verify(config: DictConfig, run: Run) -> None:
+    """Measure everything that must hold of the configured process; raises ``VerificationFailed`` where it does not."""
+    process = build(config.sde, where="sde", allowed=("sde.",))
+    run.note(seed=config.seed, **provenance())
+    found = verification.verify(process, config.seed)
+    run.note(verification=found.summary())
+    run.path("report.txt").write_text(f"{found}\n")
+    print(f"\n{found}\n\nAll results: {run.folder}", flush=True)
+    if not found.ok:
+        raise verification.VerificationFailed(f"{type(process).__name__} fails: {', '.join(found.failed)}")
+
+
 def check_training(session: Session) -> None:
     """Build what training needs, to refuse what can't work before any time is spent."""
+    if session.config.under is not None:
+        raise ConfigError("sde@under= is for a trained model (task=sample, likelihood, compare); train under sde=")
     training.check(session.config.train)
     build(session.config.train.times, where="train.times")
     model = build_model(session.config, session.problem.convention(), session.problem.data.train)
@@ -131,17 +146,21 @@ def check_comparison(session: Session) -> None:
     list(comparison.budgeted(comparison.build_solvers(session.config), list(settings.budgets)))
 
 
-def load_model(session: Session) -> ScoreNetwork:
-    """The checkpoint's model; refused when it was trained under another data convention."""
+def load_model(session: Session) -> ScoreModel:
+    """The checkpoint's model, under another process if asked for; refused for another data convention."""
     model, convention, step = checkpoint.load(session.config.checkpoint, session.device)
     here = session.problem.convention()
     if convention != here:
         raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
-    session.run.note(checkpoint={"path": session.config.checkpoint, "step": step})
-    return model
+    session.run.note(checkpoint={"path": session.config.checkpoint, "step": step, "sde": str(model.sde)})
+    if session.config.under is None:
+        return model
+    other = build(session.config.under, where="under", allowed=("sde.",))
+    session.run.note(under=str(other))
+    return model.under(other)
 
 
-def compare_samplers(session: Session, model: ScoreNetwork) -> None:
+def compare_samplers(session: Session, model: ScoreModel) -> None:
     """The sampler table, its pictures, and for images whether samples are copies."""
     settings, problem, run = session.config.compare, session.problem, session.run
     result = comparison.compare(model, problem, session.config, session.device)
@@ -167,7 +186,7 @@ def image_quality(problem: Problem, samples: torch.Tensor) -> dict[str, dict[str
     return found
 
 
-def evaluate_likelihood(session: Session, model: ScoreNetwork) -> None:
+def evaluate_likelihood(session: Session, model: ScoreModel) -> None:
     """The likelihood table: parts and errors, beside baselines or the exact value."""
     problem, run = session.problem, session.run
     session.diagnose(model.sde)
@@ -184,7 +203,7 @@ def evaluate_likelihood(session: Session, model: ScoreNetwork) -> None:
         session.figures.append(pictures.figures.audit_bars(result.parts(), beside, result.value, result.stderr, path))
 
 
-def exact_likelihood(session: Session, model: ScoreNetwork, log_prob: torch.Tensor) -> dict[str, float]:
+def exact_likelihood(session: Session, model: ScoreModel, log_prob: torch.Tensor) -> dict[str, float]:
     """Mean exact log-density of the same test points, the model's mean excess over it, and the root mean square."""
     density = {name: value.float() for name, value in session.problem.data.density.items()}
     exact = GaussianMixture(**density, sde=model.sde).to(session.device)

@@ -2,8 +2,8 @@ r"""What the two ends of time cost: noise left at t_min, and a prior that is not
 
 Neither is an error of a solver, and none removes it. Both are closed forms of the process and the data's moments:
 
-    prior:       E KL(q(x_T | x_0) || prior) / D, an upper bound of KL(p_T || prior) / D; the term L_T of the variational
-                 bound (Ho et al., 2020, eq. 5; Kingma et al., 2021, eq. 15).
+    prior:       E KL(q(x_T | x_0) || prior) / D, an upper bound of KL(p_T || prior) / D; the term L_T of the
+                 variational bound (Ho et al., 2020, eq. 5; Kingma et al., 2021, eq. 15).
     truncation:  KL(U(0, 1) || U(0, 1) + s N(0, 1)), s = sigma / alpha at t_min in units of a bin: what noise that is
                  left at t_min costs a discretized value that is certain but for its place in the bin.
 """
