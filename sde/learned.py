@@ -57,7 +57,7 @@ class LearnedSchedule(nn.Module, GaussianSDE):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _lambda(self, t: Tensor) -> Tensor:
-        start, end = (self._rise(torch.full_like(t, u)) for u in (0.0, 1.0))
+        start, end = (self._rise(t.new_tensor(u)) for u in (0.0, 1.0))
         share = (self._rise(t / self.t_max) - start) / (end - start)
         return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * share
 
