@@ -35,8 +35,16 @@ class Subject:
 
     @cached_property
     def end(self) -> float:
-        """The last time at which drift and diffusion are finite."""
-        return last_time(self.sde)
+        """The last time at which drift and diffusion are finite; nearly t_max where there is no such time to be found.
+
+        That is for the check of the times to tell; the others go on, to say what can be said.
+        """
+        start, stop = self.sde.t_min, self.sde.t_max
+        try:
+            end = last_time(self.sde)
+        except Exception:  # of the user's code: of any type
+            end = math.nan
+        return end if start < end <= stop else stop - 1e-3 * (stop - start)
 
     @property
     def span(self) -> float:
@@ -70,6 +78,11 @@ def worst(errors: Tensor) -> float:
     return errors.detach().abs().max().item()
 
 
+def brief(error: Exception) -> str:
+    """An exception's type and first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
+
+
 def _rate(s: Subject, t: Tensor) -> Tensor:
     """f(x, t) / x at x = 1."""
     return s.sde.drift(torch.ones(len(t), 1, dtype=t.dtype), t)[:, 0]
@@ -84,8 +97,11 @@ def _slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def times(s: Subject) -> float:
-    if not 0 <= s.sde.t_min < s.end <= s.sde.t_max < math.inf:
-        raise Violation(f"t_min={s.sde.t_min}, t_max={s.sde.t_max}, drift and diffusion finite up to {s.end}")
+    start, stop = s.sde.t_min, s.sde.t_max
+    if not 0 <= start < stop < math.inf:
+        raise Violation(f"t_min={start}, t_max={stop}")
+    if not start < (end := last_time(s.sde)) <= stop:
+        raise Violation(f"t_min={start}, t_max={stop}, but drift and diffusion are finite up to {end} only")
     return 0.0
 
 
@@ -93,11 +109,14 @@ def shapes(s: Subject) -> float:
     for dtype in (torch.float32, torch.float64):
         first, middle = (t.to(dtype) for t in s.times()[[10, 100]])
         for shape in _SHAPES:
-            x = torch.ones(shape, dtype=dtype)
             for t in (middle, middle.expand(3)):
-                for name, found, like in _outputs(s.sde, x, first.expand(t.shape), t):
+                at = f"x {shape}, t {tuple(t.shape)} of {name_of(dtype)}"
+                try:
+                    outputs = list(_outputs(s.sde, torch.ones(shape, dtype=dtype), first.expand(t.shape), t))
+                except Exception as error:  # of the user's code: of any type
+                    raise Violation(f"for {at}: {brief(error)}") from error
+                for name, found, like in outputs:
                     if (found.shape, found.dtype) != (like.shape, like.dtype):
-                        at = f"x {tuple(shape)}, t {tuple(t.shape)} of {name_of(dtype)}"
                         raise Violation(f"{name} gives {tuple(found.shape)} of {name_of(found.dtype)} for {at}")
     return 0.0
 

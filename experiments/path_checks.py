@@ -67,7 +67,7 @@ def probability_flow(s: Subject) -> float:
 
         return Exact().along(velocity, state[0], directions)
 
-    x_T, change = integrate(slopes, (x, torch.zeros(len(x), 1).to(x)), s.sde.t_min, s.end, max_steps=500, **_TOLERANCES)
+    x_T, change = integrate(slopes, (x, torch.zeros(len(x), 1).to(x)), s.sde.t_min, s.end, max_steps=200, **_TOLERANCES)
     end = torch.tensor(s.end, dtype=torch.float64)
     return worst(s.mixture.log_prob(x_T, end) + change[:, 0] - s.mixture.log_prob(x, t))
 

@@ -45,6 +45,7 @@ class Check:
 
 CHECKS = (
     Check("times", checks.times, 0, "0 <= t_min < t_max < infinity must hold, with drift and diffusion finite", None),
+    Check("log_snr falls", checks.falling, 0, "the noise does not grow from t_min to t_max"),
     Check("shapes", checks.shapes, 0, "drift has the shape and dtype of x; diffusion, alpha, ... those of t", None),
     Check("own times", checks.own_times, 1e-9, "a sample's result depends on the times of its companions", None),
     Check("finite", checks.finite, 0, "a coefficient is not finite, or not positive, where solvers need it", None),
@@ -53,7 +54,6 @@ CHECKS = (
     Check("variance", checks.variance, 1e-6, "(sigma^2)' = 2 f sigma^2 + g^2: sigma does not belong to drift and g"),
     Check("coefficients", checks.coefficients, 1e-6, "coefficients(t) are not alpha, sigma and their derivatives"),
     Check("log_snr", checks.log_snr, 1e-6, "log_snr is not 2 log(alpha / sigma)"),
-    Check("log_snr falls", checks.falling, 0, "the noise does not grow from t_min to t_max"),
     Check("time", checks.time, 1e-6, "time(log_snr(t)) is not t, or leaves [t_min, t_max]"),
     Check("kernel", checks.kernel, 1e-6, "kernel(s, t) does not carry alpha_s, sigma_s into alpha_t, sigma_t"),
     Check("composition", checks.composition, 1e-6, "kernel(s, t) after kernel(r, s) is not kernel(r, t)"),
@@ -68,7 +68,7 @@ CHECKS = (
     Check("simulation", path_checks.simulation, 5, "simulated paths leave the kernel, in standard errors"),
     Check("probability flow", path_checks.probability_flow, 1e-3, "f - g^2 score / 2 does not carry p_t; nats"),
     Check("likelihood", path_checks.likelihood, 1e-3, "log_likelihood of an exact model is wrong under it; nats"),
-    Check("simulation", path_checks.simulation_end, 0.25, "simulated paths do not end in the prior", kernel=False),
+    Check("simulation end", path_checks.simulation_end, 0.25, "simulated paths do not end in the prior", kernel=False),
     Check("prior density", path_checks.prior_density, 1e-3, "exp(prior.log_prob) does not integrate to one", None),
     Check(
         "prior samples",
@@ -107,9 +107,9 @@ class Row:
 
     def explanation(self) -> str:
         """What it means that it does not hold."""
-        return f"{self.state}  {self.check}: {self.meaning}" + (
-            f"; found: {self.measured}" if isinstance(self.measured, str) else f" (off by {self.measured:.3g})"
-        )
+        words = isinstance(self.measured, str)
+        found = f"found: {self.measured}" if words else f"off by {self.measured:.3g}, more than {self.bound:g}"
+        return f"{self.state}  {self.check}: {self.meaning}; {found.replace('off by nan', 'not a number')}"
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ class Verification:
     def __str__(self) -> str:
         count = sum(row.state != NOT_APPLICABLE for row in self.rows)
         verdict = f"{len(self.failed)} of {count} checks FAIL: {', '.join(self.failed)}"
+        verdict += "; begin with the first, as others may follow from it" * (len(self.failed) > 1)
         lines = [self.title, "", table(("check", "measured", "bound", ""), [row.cells() for row in self.rows]), ""]
         lines += [row.explanation() for row in self.rows if row.state in (FAILS, WARNS)]
         return "\n".join([*lines, f"all {count} checks that apply hold" if self.ok else verdict])
@@ -173,8 +174,7 @@ def _row(check: Check, subject: Subject, gaussian: bool) -> Row:
     except checks.Violation as error:
         return Row(check.name, str(error), check.bound, FAILS, check.meaning)
     except Exception as error:  # of the user's code, and of solvers under it: of any type
-        first = (str(error).splitlines() or [""])[0]
-        return Row(check.name, f"{type(error).__name__}: {first}", check.bound, FAILS, check.meaning)
+        return Row(check.name, checks.brief(error), check.bound, FAILS, check.meaning)
     state = HOLDS if measured <= check.bound else check.beyond  # NaN is beyond any bound
     return Row(check.name, measured, check.bound, state, check.meaning)
 

@@ -39,13 +39,11 @@ ROOT = Path(verify.__file__).parents[1]
 SLOW = ("simulation", "probability flow", "likelihood")
 
 SHIPPED = [
-    VP(),
     VP(t_max=3.0),
     SubVP(t_max=0.5),
     VE(t_max=3.0),
     Cosine(t_max=0.5),
     EDM(),
-    RectifiedFlow(),
     RectifiedFlow(t_min=0, t_max=3.0),
     LearnedSchedule(log_snr_min=-8.0, t_max=3.0),
     *CHANGED,
@@ -137,6 +135,16 @@ class DoublePrecision(Paper):
 class LogSNRWithoutTwo(Paper):
     def log_snr(self, t):
         return self.alpha(t).log() - self.sigma(t).log()
+
+
+class NoNumberAtTheStart(Paper):
+    def log_snr(self, t):
+        return super().log_snr(t) + 0 * torch.log(t - self.t_min)
+
+
+class KernelOfAnotherMean(Paper):
+    def kernel(self, s, t):
+        return Kernel(self.alpha(t).sqrt(), super().kernel(s, t).std)
 
 
 class KernelForgetsTheScale(Paper):
@@ -247,6 +255,8 @@ MISTAKES = [
     (FirstTimeOfAnyShape(), "own times"),
     (DoublePrecision(), "shapes"),
     (LogSNRWithoutTwo(), "log_snr"),
+    (NoNumberAtTheStart(), "log_snr"),
+    (KernelOfAnotherMean(), "kernel"),
     (KernelForgetsTheScale(), "composition"),
     (KernelReturnsTheVariance(), "kernel"),
     (TimeOfAnotherClock(t_max=3.0), "time"),
@@ -309,11 +319,19 @@ def test_b24_the_clock_s_factor_is_in_the_diffusion(monkeypatch):
 
 def test_paths_densities_and_likelihoods_find_mistakes_by_themselves(monkeypatch):
     assert failures(RateWithoutClock(t_max=3.0), monkeypatch, slow=True) == ("simulation", "probability flow")
+    assert failures(KernelOfAnotherMean(), monkeypatch, slow=True) == ("simulation",)
     assert "likelihood" in failures(TimeOfAnotherClock(t_max=3.0), monkeypatch, slow=True)
 
 
+def test_a_process_that_runs_backwards_is_told_so_first(monkeypatch):
+    failed = failures(Backwards(), monkeypatch)
+    assert failed[:2] == ("times", "log_snr falls") and "shapes" not in failed
+    text = str(verify.verify(Backwards()))
+    assert "begin with the first, as others may follow from it" in text and "not a number" in text
+
+
 def test_every_check_finds_something():
-    found = {name for _, name in MISTAKES} | set(SLOW) | {"Fokker-Planck", "prior mismatch"}
+    found = {name for _, name in MISTAKES} | set(SLOW) | {"simulation end", "Fokker-Planck", "prior mismatch"}
     assert found == {check.name for check in CHECKS}
 
 
@@ -323,7 +341,7 @@ def test_what_more_noise_would_mend_is_a_warning(monkeypatch):
     found = verify.verify(sde)
     assert found.ok and found.warned == ("prior mismatch",)
     text = str(found)
-    assert "warns  prior mismatch: nats/dim between the prior and p_T" in text and "(off by 0.0033" in text
+    assert "warns  prior mismatch: nats/dim between the prior and p_T" in text and "off by 0.0033" in text
     assert all(parameter.requires_grad and parameter.grad is None for parameter in sde.parameters())
 
 
@@ -398,13 +416,13 @@ def test_a_process_without_a_kernel_has_the_checks_that_apply():
     assert found.ok, str(found)
     assert states["variance"] == states["likelihood"] == NOT_APPLICABLE
     applied = {name for name, state in states.items() if state == HOLDS}
-    assert applied == {"times", "shapes", "own times", "finite", "simulation", "prior density", "prior samples"}
+    assert applied == {"times", "shapes", "own times", "finite", "simulation end", "prior density", "prior samples"}
     assert "not applicable" in str(found) and "all 7 checks that apply hold" in str(found)
 
 
 @pytest.mark.parametrize("sde", [WidePrior(), Escaping()], ids=lambda sde: type(sde).__name__)
 def test_simulated_paths_must_end_in_the_prior(sde):
-    assert verify.verify(sde).failed == ("simulation",)
+    assert verify.verify(sde).failed == ("simulation end",)
 
 
 @pytest.mark.parametrize("bad", [VP, "vp", None, 3])
@@ -525,7 +543,8 @@ def test_a_trusted_plugin_is_built_and_checked_like_any_other_class(folder):
     ]:
         with pytest.raises(ConfigError, match=words):
             build.build(node, where="sde")
-    trust([], ["plugins=[own_processes]"])
+    with pytest.raises(ConfigError, match="names 'another'"):
+        trust(["another"], [])  # which leaves nothing trusted
     with pytest.raises(ConfigError, match="expected one of"):
         build.build({"_target_": "own_processes.Exponential"}, where="sde")
 
