@@ -164,6 +164,11 @@ class TimeOfAnotherClock(Paper):
         return super().time(log_snr) / self.t_max
 
 
+class TimeSlightlyOff(Paper):
+    def time(self, log_snr):
+        return super().time(log_snr + 1e-3)
+
+
 class WrongVelocity(Paper):
     def coefficients(self, t):
         at = super().coefficients(t)
@@ -215,6 +220,10 @@ class NarrowPrior(VP):
     prior_std = 0.9
 
 
+class BroadPrior(VP):
+    prior_std = 1.1
+
+
 @dataclass(frozen=True)
 class WideSamples(GaussianPrior):
     def sample(self, *arguments, **more):
@@ -260,12 +269,14 @@ MISTAKES = [
     (KernelForgetsTheScale(), "composition"),
     (KernelReturnsTheVariance(), "kernel"),
     (TimeOfAnotherClock(t_max=3.0), "time"),
+    (TimeSlightlyOff(), "time"),
     (WrongVelocity(), "coefficients"),
     (Backwards(), "log_snr falls"),
     (NothingAtTheStart(), "finite"),
     (KernelFromCleanData(), "kernel"),
     (PriorOfUnitVariance(), "prior deviation"),
     (NarrowPrior(), "prior deviation"),
+    (BroadPrior(), "prior deviation"),
     (PriorThatSamplesAnother(), "prior samples"),
     (PriorWithoutNormalization(), "prior density"),
     (EndsBeforeItBegins(t_min=2.0), "times"),
