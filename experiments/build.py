@@ -1,11 +1,14 @@
 """From a configuration node to an object: the one place that calls Hydra's ``instantiate``.
 
-A ``_target_`` names code to run. Only this project's own packages are allowed, so that a configuration file from
-elsewhere can't call anything else.
+A ``_target_`` names code to run. Only this project's own packages are allowed, and the plugins that a person names on
+the command line itself, so that a configuration file from elsewhere can't call anything else.
 """
 
 import inspect
-from collections.abc import Iterator
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -14,11 +17,38 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ALLOWED = ("sde.", "models.", "solvers.", "experiments.")
+_trusted: tuple[str, ...] = ()
 _PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 
 
 class ConfigError(ValueError):
     """A configuration that can't be built: says which key, what was expected, what was found."""
+
+
+def trust(plugins: Iterable[str], command_line: Iterable[str]) -> None:
+    """Let targets name the classes of these packages too, and of none that was trusted before.
+
+    A plugin must be named in a ``plugins=[...]`` of the command line: a configuration file alone can't bring in code.
+    With plugins, the current folder becomes the last place that Python looks for modules. Raises ``ConfigError``.
+    """
+    global _trusted
+    _trusted = ()
+    said = [argument.partition("=")[2] for argument in command_line if re.match(r"\+*plugins=", argument)]
+    allowed = set(re.findall(r"[\w.]+", " ".join(said)))
+    for name in plugins:
+        if name not in allowed:
+            cure = f"if you trust it, say plugins=[{name}] on the command line"
+            raise ConfigError(f"plugins: a configuration file names {name!r}, and code needs your word for it; {cure}")
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            import_module(name)
+        except Exception as error:  # a plugin may raise anything while it is imported
+            where = f"looked in {os.getcwd()} and among the installed packages"
+            raise ConfigError(
+                f"plugins: {name!r} can't be imported ({type(error).__name__}: {error}); {where}"
+            ) from error
+    _trusted = tuple(f"{name}." for name in plugins)
 
 
 def build(node: Any, *args: Any, where: str = "", allowed: tuple[str, ...] = ALLOWED, **more: Any) -> Any:
@@ -29,7 +59,7 @@ def build(node: Any, *args: Any, where: str = "", allowed: tuple[str, ...] = ALL
     """
     node = OmegaConf.create(node) if isinstance(node, dict) else node
     for key, part in _targets(node, where):
-        _check(key, part, allowed)
+        _check(key, part, allowed + _trusted)
     try:
         return instantiate(node, *args, **more)
     except InstantiationException as error:
@@ -55,7 +85,8 @@ def _check(key: str, node: DictConfig, allowed: tuple[str, ...]) -> None:
     target = node["_target_"]
     if not isinstance(target, str) or not target.startswith(allowed):
         known = ", ".join(f"{prefix}*" for prefix in allowed)
-        raise ConfigError(f"{key}._target_: expected one of {known}, found {target!r}")
+        cure = "; for a class of your own add plugins=[ITS_MODULE] to the command line"
+        raise ConfigError(f"{key}._target_: expected one of {known}, found {target!r}{cure}")
     parameters = inspect.signature(_locate(key, target)).parameters
     for name, value in node.items():
         if name.startswith("_"):

@@ -25,7 +25,7 @@ schema.register()
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Run one job: a task in a folder of its own, whose end is recorded whatever happens."""
-    from experiments.build import build
+    from experiments.build import build, trust
     from experiments.run import Run, RunFolderTaken
 
     hydra_config = HydraConfig.get()
@@ -34,6 +34,7 @@ def main(config: DictConfig) -> None:
     except (RunFolderTaken, OSError) as error:
         return _give_up(error)
     try:
+        trust(config.plugins, sys.argv[1:])
         build(config.task, where="task")(config, run)
         run.end("done")
     except KeyboardInterrupt:

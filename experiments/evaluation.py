@@ -20,6 +20,7 @@ from experiments.build import ConfigError, build
 from experiments.problem import Problem
 from models import ScoreNetwork
 from sde import GaussianSDE
+from sde.diagnosis import truncation
 from solvers import Divergence, Likelihood, log_likelihood
 
 
@@ -114,17 +115,3 @@ def _report(
         nfe=nfe,
         protocol=protocol if quantized else protocol | {"dequantization": "none"},
     )
-
-
-def truncation(sde: GaussianSDE, bin_width: float) -> float:
-    """Bits/dim that the noise left at t_min costs a value that is certain but for its place in the bin.
-
-    With s the noise in units of the bin, KL(U(0, 1) || U(0, 1) + s N(0, 1)): the most that a perfect score can lose.
-    """
-    t = torch.tensor(sde.t_min, dtype=torch.float64)
-    s = float(sde.sigma(t) / sde.alpha(t)) / bin_width
-    # Midpoints that crowd at the edges, where the loss is: u = 3 v^2 - 2 v^3 of uniform v.
-    v = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
-    u, weight = v * v * (3 - 2 * v), 6 * v * (1 - v)
-    density = torch.special.ndtr((1 - u) / s) - torch.special.ndtr(-u / s)
-    return -(weight * density.log2()).mean().item()

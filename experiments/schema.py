@@ -46,6 +46,7 @@ class Compare:
 class Config:
     task: Any = MISSING
     sde: Any = MISSING
+    under: Any = None
     net: Any = MISSING
     parametrization: Any = MISSING
     solver: Any = MISSING
@@ -56,6 +57,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     checkpoint: str | None = None
+    plugins: list[str] = field(default_factory=list)
 
 
 def register() -> None:

@@ -12,14 +12,17 @@ import torch
 from omegaconf import DictConfig
 
 from experiments import checkpoint, comparison, evaluation, pictures, report, training
+from experiments import verify as verification
 from experiments.baselines import all_baselines
 from experiments.build import ConfigError, build
 from experiments.metrics import classifier_confidence, copy_report
 from experiments.problem import Problem, build_model, device_of, load_problem
 from experiments.run import Run, provenance
-from models import GaussianMixture, ScoreNetwork
+from models import GaussianMixture
+from sde import GaussianSDE, ScoreModel, diagnose
 
 log = logging.getLogger(__name__)
+_FEW = 2000  # examples that a diagnosis takes the moments of
 
 
 class Session:
@@ -28,7 +31,7 @@ class Session:
     def __init__(self, config: DictConfig, run: Run):
         self.config, self.run = config, run
         self.device, self.problem = device_of(config.device), load_problem(config)
-        self.said, self.figures = [], []
+        self.said, self.figures, self.warned = [], [], set()
         torch.manual_seed(config.seed)
         run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
 
@@ -36,6 +39,17 @@ class Session:
         """Print a part of the report."""
         self.said.append(text)
         print(f"\n{text}", flush=True)
+
+    def diagnose(self, sde: GaussianSDE) -> None:
+        """Log what the ends of time of ``sde`` cost these data, each warning once, and note the numbers."""
+        x = self.problem.x(self.problem.data.train[:_FEW], torch.Generator().manual_seed(self.config.seed))
+        width = self.problem.dequantizer.bin_width if self.problem.dequantizer else None
+        found = diagnose(sde, x, width, quiet=True)
+        for sentence in found.warnings:
+            if sentence not in self.warned:
+                log.warning(sentence)
+        self.warned |= set(found.warnings)
+        self.run.note(diagnosis=asdict(found))
 
     def close(self) -> None:
         """Write the report, and say where all is."""
@@ -103,11 +117,26 @@ def everything(config: DictConfig, run: Run) -> None:
     session.close()
 
 
+def verify(config: DictConfig, run: Run) -> None:
+    """Measure everything that must hold of the configured process; raises ``VerificationFailed`` where it does not."""
+    process = build(config.sde, where="sde", allowed=("sde.",))
+    run.note(seed=config.seed, **provenance())
+    found = verification.verify(process, config.seed)
+    run.note(verification=found.summary())
+    run.path("report.txt").write_text(f"{found}\n")
+    print(f"\n{found}\n\nAll results: {run.folder}", flush=True)
+    if not found.ok:
+        raise verification.VerificationFailed(f"{type(process).__name__} fails: {', '.join(found.failed)}")
+
+
 def check_training(session: Session) -> None:
     """Build what training needs, to refuse what can't work before any time is spent."""
+    if session.config.under is not None:
+        raise ConfigError("sde@under= is for a trained model (task=sample, likelihood, compare); train under sde=")
     training.check(session.config.train)
     build(session.config.train.times, where="train.times")
-    build_model(session.config, session.problem.convention(), session.problem.data.train)
+    model = build_model(session.config, session.problem.convention(), session.problem.data.train)
+    session.diagnose(model.sde)
 
 
 def check_comparison(session: Session) -> None:
@@ -117,17 +146,21 @@ def check_comparison(session: Session) -> None:
     list(comparison.budgeted(comparison.build_solvers(session.config), list(settings.budgets)))
 
 
-def load_model(session: Session) -> ScoreNetwork:
-    """The checkpoint's model; refused when it was trained under another data convention."""
+def load_model(session: Session) -> ScoreModel:
+    """The checkpoint's model, under another process if asked for; refused for another data convention."""
     model, convention, step = checkpoint.load(session.config.checkpoint, session.device)
     here = session.problem.convention()
     if convention != here:
         raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
-    session.run.note(checkpoint={"path": session.config.checkpoint, "step": step})
-    return model
+    session.run.note(checkpoint={"path": session.config.checkpoint, "step": step, "sde": str(model.sde)})
+    if session.config.under is None:
+        return model
+    other = build(session.config.under, where="under", allowed=("sde.",))
+    session.run.note(under=str(other))
+    return model.under(other)
 
 
-def compare_samplers(session: Session, model: ScoreNetwork) -> None:
+def compare_samplers(session: Session, model: ScoreModel) -> None:
     """The sampler table, its pictures, and for images whether samples are copies."""
     settings, problem, run = session.config.compare, session.problem, session.run
     result = comparison.compare(model, problem, session.config, session.device)
@@ -153,9 +186,10 @@ def image_quality(problem: Problem, samples: torch.Tensor) -> dict[str, dict[str
     return found
 
 
-def evaluate_likelihood(session: Session, model: ScoreNetwork) -> None:
+def evaluate_likelihood(session: Session, model: ScoreModel) -> None:
     """The likelihood table: parts and errors, beside baselines or the exact value."""
     problem, run = session.problem, session.run
+    session.diagnose(model.sde)
     result, log_prob = evaluation.evaluate(model, problem, session.config, session.device)
     np.save(run.path("samples", "log_prob.npy"), log_prob.numpy())
     run.note(likelihood=asdict(result))
@@ -169,7 +203,7 @@ def evaluate_likelihood(session: Session, model: ScoreNetwork) -> None:
         session.figures.append(pictures.figures.audit_bars(result.parts(), beside, result.value, result.stderr, path))
 
 
-def exact_likelihood(session: Session, model: ScoreNetwork, log_prob: torch.Tensor) -> dict[str, float]:
+def exact_likelihood(session: Session, model: ScoreModel, log_prob: torch.Tensor) -> dict[str, float]:
     """Mean exact log-density of the same test points, the model's mean excess over it, and the root mean square."""
     density = {name: value.float() for name, value in session.problem.data.density.items()}
     exact = GaussianMixture(**density, sde=model.sde).to(session.device)

@@ -4,6 +4,7 @@ from sde.base import SDE, GaussianPrior, GaussianSDE, Kernel
 from sde.changed import Rescaled, TimeChanged, exploding, preserving
 from sde.cosine import Cosine
 from sde.ddpm import DDPMChain, cosine_betas, linear_betas, sde_betas
+from sde.diagnosis import Diagnosis, DiagnosisWarning, diagnose
 from sde.discrete import GaussianChain, Transition
 from sde.edm import EDM
 from sde.learned import LearnedSchedule
@@ -30,6 +31,8 @@ __all__ = [
     "VP",
     "Cosine",
     "DDPMChain",
+    "Diagnosis",
+    "DiagnosisWarning",
     "GaussianChain",
     "GaussianPrior",
     "GaussianSDE",
@@ -47,6 +50,7 @@ __all__ = [
     "TimeChanged",
     "Transition",
     "cosine_betas",
+    "diagnose",
     "exploding",
     "geometric_sigmas",
     "largest_sigma",

@@ -146,6 +146,8 @@ class GaussianSDE(SDE):
     """Fields that may be zero."""
     learned: ClassVar[bool] = False
     """Whether alpha and sigma have parameters to learn, which ``coefficients`` then keeps a graph to."""
+    cures: ClassVar[tuple[str, str]] = ("lower t_min", "raise t_max or the noise there")
+    """What to change against too much noise at t_min, and against a prior that is not p_T: a verb and a parameter."""
 
     def __post_init__(self):
         require_positive(self, [f.name for f in fields(self)])

@@ -63,6 +63,10 @@ class TimeChanged(GaussianSDE):
     def learned(self) -> bool:
         return self.sde.learned
 
+    @property
+    def cures(self) -> tuple[str, str]:
+        return _cures_of(self.sde)
+
     def _when(self, shown: float) -> float:
         """The time at which the clock shows ``shown``, by bisection."""
         low, high = 0.0, 1.0
@@ -122,6 +126,10 @@ class Rescaled(GaussianSDE):
     def learned(self) -> bool:
         return self.sde.learned
 
+    @property
+    def cures(self) -> tuple[str, str]:
+        return _cures_of(self.sde)
+
 
 def exploding(sde: GaussianSDE) -> Rescaled:
     """``sde`` in the units of the data, x / alpha: variance-exploding, with sigma / alpha as its noise level."""
@@ -136,3 +144,8 @@ def preserving(sde: GaussianSDE) -> Rescaled:
 def _require_gaussian(sde: GaussianSDE) -> None:
     if not isinstance(sde, GaussianSDE):
         raise TypeError(f"expected a GaussianSDE such as VP(), found {type(sde).__name__}")
+
+
+def _cures_of(sde: GaussianSDE) -> tuple[str, ...]:
+    """The cures of a process inside another one, which say where the parameter is."""
+    return tuple(cure if " of its " in cure else f"{cure} of its {type(sde).__name__}" for cure in sde.cures)

@@ -1,6 +1,7 @@
 """The process of EDM (Karras et al., "Elucidating the design space of diffusion-based generative models", 2022)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ class EDM(GaussianSDE):
 
     t_min: float = 0.002
     t_max: float = 80.0
+    cures: ClassVar = ("lower t_min", "raise t_max")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

@@ -19,6 +19,7 @@ class LearnedSchedule(nn.Module, GaussianSDE):
     """
 
     ordered = (("t_min", "t_max"), ("log_snr_min", "log_snr_max"))
+    cures = ("raise log_snr_max", "lower log_snr_min")
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class LearnedSchedule(nn.Module, GaussianSDE):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _lambda(self, t: Tensor) -> Tensor:
-        start, end = (self._rise(torch.full_like(t, u)) for u in (0.0, 1.0))
+        start, end = (self._rise(t.new_tensor(u)) for u in (0.0, 1.0))
         share = (self._rise(t / self.t_max) - start) / (end - start)
         return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * share
 

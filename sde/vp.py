@@ -18,6 +18,7 @@ class LinearBeta(GaussianSDE):
     t_min: float = 1e-5
     t_max: float = 1.0
     ordered: ClassVar = (("t_min", "t_max"), ("beta_min", "beta_max"))
+    cures: ClassVar = ("lower t_min", "raise beta_max")
 
     def integrated_beta(self, t: Tensor) -> Tensor:
         """B(t); shape of ``t``."""

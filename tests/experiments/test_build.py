@@ -15,6 +15,15 @@ from solvers import Solver
 ROOT = Path(conf.__file__).parent
 DIGITS = {"shape": [1, 8, 8], "levels": 17}
 CONVENTIONS = {"mlp": {"shape": [2], "levels": None}, "unet_mnist": {"shape": [1, 28, 28], "levels": None}}
+SDES = {
+    "cosine": "sde.Cosine",
+    "edm": "sde.EDM",
+    "learned": "sde.LearnedSchedule",
+    "rectified_flow": "sde.RectifiedFlow",
+    "subvp": "sde.SubVP",
+    "ve": "sde.VE",
+    "vp": "sde.VP",
+}
 
 
 def choices(group: str) -> list[str]:
@@ -31,7 +40,8 @@ def test_the_groups_are_those_documented():
 @pytest.mark.parametrize("parametrization", choices("parametrization"))
 def test_every_sde_and_parametrization_builds(sde, parametrization):
     model = build_model(configuration(f"sde={sde}", f"parametrization={parametrization}"), DIGITS)
-    assert type(model.sde).__name__.lower() == sde
+    assert model.sde == build({"_target_": SDES[sde]}) or sde == "learned"
+    assert f"sde.{type(model.sde).__name__}" == SDES[sde]
 
 
 @pytest.mark.parametrize("net", choices("net"))

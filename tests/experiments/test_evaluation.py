@@ -8,9 +8,8 @@ from configurations import configuration
 
 from experiments.baselines import pixel_histogram
 from experiments.data import Data, digits
-from experiments.evaluation import evaluate, truncation
+from experiments.evaluation import evaluate
 from experiments.problem import Problem, build_model
-from sde import VE, VP, SubVP
 
 TINY = ("net=mlp", "net.width=8", "net.depth=1")
 
@@ -53,21 +52,3 @@ def test_uniform_data_have_log2_levels_bits(levels):
     report, _ = evaluate(model, problem, config, torch.device("cpu"))
     # The only departures are the noise at t_min and the prior, both below 1e-3 here.
     assert report.value == pytest.approx(math.log2(levels), abs=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("sde", "bins", "bits"),
-    [
-        (VP(t_min=1e-6), 1 / 128, 0.056),
-        (VP(t_min=1e-5), 1 / 128, 0.177),
-        (VP(t_min=1e-4), 1 / 128, 0.575),
-        (VP(t_min=1e-3), 1 / 128, 1.82),
-        (SubVP(t_min=1e-4), 1 / 128, 0.002),
-        (SubVP(t_min=1e-3), 1 / 128, 0.019),
-        (VE(sigma_min=0.01), 1 / 256, 2.70),
-        (VE(sigma_min=0.002), 1 / 256, 0.74),
-    ],
-    ids=str,
-)
-def test_the_cost_of_the_noise_at_t_min(sde, bins, bits):
-    assert truncation(sde, bins) == pytest.approx(bits, rel=0.01, abs=6e-4)
