@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
+PARALLEL := -n auto --maxprocesses 4
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -25,10 +26,10 @@ demo: $(STAMP)  ## train on real digits, compare samplers, report bits/dim (abou
 	@$(BIN)/score-sde
 
 test: $(STAMP)  ## the default tests (under 6 minutes on 2 cores)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(PARALLEL)
 
 test-all: $(STAMP)  ## every test, the slow ones too
-	@$(BIN)/python -m pytest -q -m "slow or not slow"
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "slow or not slow"
 
 lint: $(STAMP)  ## ruff: rules and formatting
 	@$(BIN)/ruff check .

@@ -29,7 +29,7 @@ def schedules(path: Path) -> Path:
         for axes, name in zip(figure.subplots(1, 3), ("alpha", "sigma", "log_snr"), strict=True):
             curves = {}
             for label, (sde, colour) in PROCESSES.items():
-                t = torch.linspace(sde.t_min, last_time(sde), 401, dtype=torch.float64)
+                t = torch.linspace(sde.t_min, last_time(sde), 81, dtype=torch.float64)
                 curves[label] = torch.stack((t / sde.t_max, getattr(sde, name)(t)), 1)
                 axes.plot(*curves[label].T, color=colour, linewidth=1.8, linestyle="--" if "learned" in label else "-")
             axes.set(xlabel="t / t_max", title={"log_snr": "log-SNR (nats)"}.get(name, name))

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments import checkpoint, comparison, evaluation, pictures, report, training
-from experiments import verify as verification
+from experiments import checkpoint, comparison, evaluation, pictures, report, training, verification
 from experiments.baselines import all_baselines
 from experiments.build import ConfigError, build
 from experiments.metrics import classifier_confidence, copy_report

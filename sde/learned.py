@@ -1,5 +1,7 @@
 """A schedule that learns (Kingma et al., "Variational diffusion models", 2021, section 3.1 and appendix H)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,13 +32,13 @@ class LearnedSchedule(nn.Module, GaussianSDE):
         t_max: float = 1.0,
     ):
         super().__init__()
-        self.log_snr_max, self.log_snr_min, self.hidden, self.t_min, self.t_max = (
-            log_snr_max,
-            log_snr_min,
-            hidden,
-            t_min,
-            t_max,
-        )
+        self.log_snr_max, self.log_snr_min, self.hidden = log_snr_max, log_snr_min, hidden
+        self.t_min, self.t_max = t_min, t_max
+        for name, kind in (("log_snr_max", (int, float)), ("log_snr_min", (int, float)), ("hidden", int)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+                wanted = "an integer" if kind is int else "a finite number"
+                raise ValueError(f"LearnedSchedule: {name} must be {wanted}, found {value!r}")
         require_positive(self, ["hidden", "t_min", "t_max"])
         self.centres = nn.Parameter(torch.linspace(0, 1, hidden))
         self.slopes = nn.Parameter(torch.full((hidden,), 0.5 * hidden))

@@ -86,7 +86,7 @@ class Solver(ABC):
         if (shape is None) == (x_T is None):
             raise ValueError("give either shape, to start from the prior, or x_T, to start from given noise")
         if x_T is None:
-            like = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), torch.empty(()))
+            like = _first_weight(model)
             x_T = model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
         kept = Trajectory(trajectory, callback)
         with torch.no_grad(), counting(model) as calls:
@@ -98,6 +98,13 @@ class Solver(ABC):
         self, model: ScoreField, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]
     ) -> Tensor:
         """Carry ``x`` from t_max to t_min, telling ``visit(i, t, x)`` of each state on the way."""
+
+
+def _first_weight(model: torch.nn.Module) -> Tensor:
+    """A tensor on the device and in the type of a model; a schedule that learns has its own, and decides neither."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    own = (p for name, p in tensors if p.is_floating_point() and "sde" not in name.split("."))
+    return next(own, torch.empty(()))
 
 
 @dataclass

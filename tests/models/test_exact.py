@@ -59,6 +59,33 @@ def test_posterior_mean_is_tweedies(sde):
         assert torch.allclose(model(x, t).x0, tweedie, rtol=1e-9, atol=1e-10 / float(alpha)), (sde, t)
 
 
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_posterior_covariance_is_that_of_the_hessian(sde):
+    """Cov[x_0 | x_t] = (sigma^2 I + sigma^4 Hessian of log p_t) / alpha^2, against the mixture of the posteriors."""
+    model = mixture(sde)
+    covariances = (model.axes * model.variances[:, None]) @ model.axes.mT
+    for t in at_ends(sde)[1:]:
+        alpha, sigma, eye = sde.alpha(t), sde.sigma(t), torch.eye(2, dtype=t.dtype)
+        x = points(sde, t)[:4]
+        second = torch.zeros(len(x), 2, 2, dtype=t.dtype)
+        shares, log_weights = [], []
+        for w, m, s in zip(model.log_weights, model.means, covariances, strict=True):
+            blurred = alpha**2 * s + sigma**2 * eye
+            gain = alpha * torch.linalg.solve(blurred, s).T
+            mean = m + (x - alpha * m) @ gain.T
+            log_weights.append(w + torch.distributions.MultivariateNormal(alpha * m, blurred).log_prob(x))
+            shares.append(s - alpha * gain @ s + mean[:, :, None] * mean[:, None])
+        weights = torch.softmax(torch.stack(log_weights), 0)
+        for weight, part in zip(weights, shares, strict=True):
+            second = second + weight[:, None, None] * part
+        x0 = model(x, t).x0
+        expected = second - x0[:, :, None] * x0[:, None]
+        hessian = vmap(jacrev(lambda y, s=t: model.score(y[None], s)[0]))(x)
+        found = (sigma**2 * eye + sigma**4 * hessian) / alpha**2
+        # Towards the prior the two terms cancel by SNR: what is left of float64 is as much.
+        assert torch.allclose(found, expected, rtol=1e-8, atol=1e-13 * float((sigma / alpha) ** 4) + 1e-9), (sde, t)
+
+
 @pytest.mark.parametrize("sde", ALL_SDES, ids=str)
 def test_densities_solve_the_fokker_planck_equation(sde):
     """d log p / dt + div f + f . s - g^2 / 2 (laplacian log p + |s|^2) = 0."""

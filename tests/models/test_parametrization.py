@@ -197,7 +197,9 @@ def test_noise_levels_keep_float32_under_autocast():
 
 
 def test_an_unknown_parametrization_is_refused():
-    with pytest.raises(ValueError, match="parametrization must be one of noise, data, v, velocity, score, found 'eps'"):
+    with pytest.raises(
+        ValueError, match="parametrization must be one of noise, data, v, velocity, score, edm, found 'eps'"
+    ):
         ScoreNetwork(nn.Identity(), VP(), "eps")
 
 

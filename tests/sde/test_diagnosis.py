@@ -121,7 +121,7 @@ def test_following_the_advice_mends_both_ends(sde, names):
     [
         (Cosine(t_min=1e-3), ["lower t_min: t_min="]),
         (RectifiedFlow(t_min=1e-2), ["lower t_min: t_min="]),
-        (LearnedSchedule(), ["raise log_snr_max", "lower log_snr_min"]),
+        (LearnedSchedule(log_snr_min=-5.0), ["raise log_snr_max", "lower log_snr_min"]),
         (TimeChanged(VP(beta_max=5.0), torch.square), ["lower t_min of its VP", "raise beta_max of its VP"]),
         (exploding(TimeChanged(VE(sigma_max=3.0), torch.square)), ["lower sigma_min of its VE", "raise sigma_max of"]),
     ],

@@ -136,6 +136,15 @@ def test_log_snr_falls_and_gives_drift_and_diffusion(sde):
 
 
 @pytest.mark.parametrize("sde", ALL_SDES, ids=str)
+def test_the_likelihood_weight_integrates_to_the_range_of_log_snr(sde):
+    """The integral of g^2 / sigma^2 over any part of time is the fall of lambda over it."""
+    start, end = 0.01 * sde.t_max, 0.99 * last_time(sde)
+    found = integral(lambda t: (sde.diffusion(t) / sde.sigma(t)) ** 2, start, end)
+    fall = sde.log_snr(torch.tensor(start, dtype=torch.float64)) - sde.log_snr(torch.tensor(end, dtype=torch.float64))
+    assert found == pytest.approx(float(fall), rel=1e-8), sde
+
+
+@pytest.mark.parametrize("sde", ALL_SDES, ids=str)
 def test_time_inverts_log_snr(sde):
     t = times(sde)
     assert torch.allclose(sde.time(sde.log_snr(t)), t, rtol=1e-10, atol=0), sde
@@ -221,7 +230,7 @@ def test_what_is_not_a_positive_number_is_refused(cls, bad):
     signed = ("log_snr_min", "log_snr_max")
     for name in inspect.signature(cls).parameters:
         if name not in signed and not (name in cls.may_be_zero and bad == 0):
-            with pytest.raises(ValueError, match=f"{cls.__name__}: {name} must be a positive number"):
+            with pytest.raises(ValueError, match=f"{cls.__name__}: {name} must be (a positive number|an integer)"):
                 cls(**{name: bad})
 
 

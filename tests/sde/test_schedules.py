@@ -126,6 +126,9 @@ def test_a_schedule_moves_and_is_saved_with_its_model():
     [
         ({"log_snr_min": 14.0}, "log_snr_min must be smaller than log_snr_max"),
         ({"hidden": 0}, "hidden must be a positive number"),
+        ({"hidden": 2.5}, "hidden must be an integer, found 2.5"),
+        ({"log_snr_max": math.nan}, "log_snr_max must be a finite number, found nan"),
+        ({"log_snr_min": "low"}, "log_snr_min must be a finite number, found 'low'"),
         ({"t_min": 2.0}, "t_min must be smaller than t_max"),
     ],
 )

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from benes import Benes, exact_model
 from oracles import CORE_SDES, SDES, correlated, marginal
+from tanh_process import Benes, exact_model
 
 from models import GaussianMixture
 from sde import VP, Noise, ScoreFunction

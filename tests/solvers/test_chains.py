@@ -124,7 +124,7 @@ def at_time(sampler, model, t, s, x, index=1):
     sde = model.sde
     t, s = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
     levels = (sde.alpha(t), sde.alpha(s), sde.sigma(t), sde.sigma(s), sde.log_snr(t) - sde.log_snr(s))
-    return sampler.step(x, Step(model, index, t, s, *levels, torch.zeros_like, torch.zeros_like))
+    return sampler.step(x, Step(model, t, s, *levels, torch.zeros_like, torch.zeros_like, index))
 
 
 @pytest.mark.parametrize("variance", ["beta_tilde", "beta"])
