@@ -20,7 +20,11 @@ from sde.base import GaussianSDE
 Curve = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+def _name(curve: Curve) -> str:
+    return getattr(curve, "__name__", str(curve))
+
+
+@dataclass(frozen=True, repr=False)
 class TimeChanged(GaussianSDE):
     """``sde`` at the time ``clock(t)``: alpha(clock(t)), sigma(clock(t)).
 
@@ -40,6 +44,9 @@ class TimeChanged(GaussianSDE):
         times = torch.linspace(self.t_min, self.t_max, 1025, dtype=torch.float64)
         if not bool((self.clock(times).diff() > 0).all()):
             raise ValueError(f"TimeChanged: clock must increase strictly from t={self.t_min:g} to t={self.t_max:g}")
+
+    def __repr__(self) -> str:
+        return f"TimeChanged({self.sde}, clock={_name(self.clock)})"
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.sde.alpha(self.clock(t))
@@ -83,7 +90,7 @@ class TimeChanged(GaussianSDE):
         return float(self.clock(torch.tensor(t, dtype=torch.float64)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rescaled(GaussianSDE):
     """The process of x' = ``scale(t)`` x for x of ``sde``: scale alpha, scale sigma.
 
@@ -103,6 +110,9 @@ class Rescaled(GaussianSDE):
             value = float(self.scale(torch.tensor(t, dtype=torch.float64)))
             if not 0 < value < math.inf:
                 raise ValueError(f"Rescaled: scale must be positive and finite; at t={t:g} it is {value:g}")
+
+    def __repr__(self) -> str:
+        return f"Rescaled({self.sde}, scale={_name(self.scale)})"
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.scale(t) * self.sde.alpha(t)
@@ -133,12 +143,20 @@ class Rescaled(GaussianSDE):
 
 def exploding(sde: GaussianSDE) -> Rescaled:
     """``sde`` in the units of the data, x / alpha: variance-exploding, with sigma / alpha as its noise level."""
-    return Rescaled(sde, lambda t: 1 / sde.alpha(t))
+
+    def over_alpha(t: Tensor) -> Tensor:
+        return 1 / sde.alpha(t)
+
+    return Rescaled(sde, over_alpha)
 
 
 def preserving(sde: GaussianSDE) -> Rescaled:
     """``sde`` over sqrt(alpha^2 + sigma^2): variance-preserving."""
-    return Rescaled(sde, lambda t: 1 / torch.hypot(sde.alpha(t), sde.sigma(t)))
+
+    def over_length(t: Tensor) -> Tensor:
+        return 1 / torch.hypot(sde.alpha(t), sde.sigma(t))
+
+    return Rescaled(sde, over_length)
 
 
 def _require_gaussian(sde: GaussianSDE) -> None:
