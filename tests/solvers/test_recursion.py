@@ -8,7 +8,7 @@ import torch
 from oracles import FEW_SDES, SDES, gaussian, marginal, paper, response
 
 from models import GaussianMixture
-from sde import VE, VP, SubVP
+from sde import VE, VP, ScoreModel, SubVP
 from sde.base import last_time
 from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, Step, time_grid
 
@@ -209,3 +209,41 @@ def test_the_mean_of_the_last_ancestral_step_on_a_point_is_alpha_times_the_point
     found = one_step(Ancestral(), model, float(t), float(s), sde.perturb(point, t, eps))
     keep = sde.sigma(s) ** 2 * sde.alpha(t) / (sde.sigma(t) * sde.alpha(s))
     assert torch.allclose(found, sde.alpha(s) * point + keep * eps, rtol=1e-10)
+
+
+class Watch(ScoreModel):
+    """Keeps the times at which it is called."""
+
+    def __init__(self, inner):
+        super().__init__(inner.sde)
+        self.inner, self.times = inner, []
+
+    def forward(self, x, t):
+        self.times.append(float(t))
+        return self.inner(x, t)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("steps", [1, 7, 30, 1000])
+def test_b1_the_steps_are_those_of_the_grid_and_end_at_t_min(sde, steps):
+    """Each evaluation at a time of the grid, none twice, and the steps sum to the whole interval."""
+    model, seen = Watch(gaussian(sde, 0.25)), []
+    grid = time_grid("uniform", sde, steps)
+
+    class Widths(EulerMaruyama):
+        def step(self, x, step):
+            seen.append(float(step.t - step.s))
+            return super().step(x, step)
+
+    Widths(steps)(model, shape=(1, 1), dtype=torch.float64)
+    assert model.times == grid[:-1].tolist()
+    assert sum(seen) == pytest.approx(last_time(sde) - sde.t_min, abs=1e-12 * sde.t_max)
+
+
+@pytest.mark.parametrize("steps, variance", [(30, 0.0506), (100, 0.0038), (1000, 2.9e-4)])
+def test_b1_narrow_data_come_out_as_narrow_as_a_consistent_grid_makes_them(monkeypatch, steps, variance):
+    """Data of variance 1e-4: steps of 1/N that overshoot t_min would give 16, 0.085 and 1.7e-4."""
+    sde = VP(t_min=1e-3)
+    model = gaussian(sde, 1e-4)
+    found = response(monkeypatch, EulerMaruyama(steps, final="sample"), model).moments(*marginal(model, 1.0))[1]
+    assert float(found) == pytest.approx(variance, rel=0.02)
