@@ -18,6 +18,7 @@ from experiments.metrics import classifier_confidence, copy_report
 from experiments.problem import Problem, build_model, device_of, load_problem
 from experiments.run import Run, provenance
 from models import GaussianMixture
+from models.score_matching import check_objective
 from sde import GaussianSDE, ScoreModel, diagnose
 
 log = logging.getLogger(__name__)
@@ -133,8 +134,12 @@ def check_training(session: Session) -> None:
     if session.config.under is not None:
         raise ConfigError("sde@under= is for a trained model (task=sample, likelihood, compare); train under sde=")
     training.check(session.config.train)
-    build(session.config.train.times, where="train.times")
+    times = build(session.config.train.times, where="train.times")
     model = build_model(session.config, session.problem.convention(), session.problem.data.train)
+    try:
+        check_objective(model.sde, session.config.train.weighting, times)
+    except ValueError as error:
+        raise ConfigError(f"{error}; as a configuration: train=bound") from None
     session.diagnose(model.sde)
 
 

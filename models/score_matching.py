@@ -14,9 +14,21 @@ from torch import Tensor
 
 from models.network import ScoreNetwork
 from models.time_sampling import TimeSampler, UniformTime
+from sde import GaussianSDE
 from sde.base import expand
 
 WEIGHTINGS = ("simple", "likelihood")
+
+
+def check_objective(sde: GaussianSDE, weighting: str, times: TimeSampler) -> None:
+    """Refuse an unknown weighting, and for a schedule that learns any objective but the likelihood bound in time."""
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {weighting!r}")
+    if sde.learned and (weighting != "likelihood" or not isinstance(times, UniformTime)):
+        raise ValueError(
+            "the schedule has parameters to learn, whose gradient only weighting='likelihood' with times=UniformTime() "
+            f"gives; found weighting={weighting!r}, times={times}. Choose these, or sde.requires_grad_(False)"
+        )
 
 
 def denoising_score_matching(
@@ -38,14 +50,8 @@ def denoising_score_matching(
     times: distribution of the training times, ``UniformTime()`` by default.
     generator: source of times and noise, on the device of ``x0``.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {weighting!r}")
     times, sde = times or UniformTime(), model.sde
-    if sde.learned and (weighting != "likelihood" or not isinstance(times, UniformTime)):
-        raise ValueError(
-            "the schedule has parameters to learn, whose gradient only weighting='likelihood' with times=UniformTime() "
-            f"gives; found weighting={weighting!r}, times={times}. Choose these, or sde.requires_grad_(False)"
-        )
+    check_objective(sde, weighting, times)
     t = times.sample(len(x0), sde, generator, x0.device, x0.dtype)
     eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     x0_hat, eps_hat = model(sde.perturb(x0, t, eps), t, **condition)

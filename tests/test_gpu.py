@@ -12,9 +12,10 @@ from experiments.evaluation import evaluate
 from experiments.problem import Problem
 from experiments.run import Run
 from models import MLP, GaussianMixture, ScoreNetwork
-from sde import VE, VP, Noise, SubVP
+from sde import EDM, VE, VP, Cosine, DDPMChain, LearnedSchedule, Noise, RectifiedFlow, SubVP, linear_betas
 from solvers import (
     DDIM,
+    DDPM,
     Ancestral,
     EulerMaruyama,
     Exact,
@@ -23,7 +24,9 @@ from solvers import (
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
+    elbo,
     log_likelihood,
+    simulate,
 )
 
 pytestmark = pytest.mark.gpu
@@ -35,7 +38,9 @@ SOLVERS = [
     PredictorCorrector(EulerMaruyama(steps=20), Langevin()),
     ProbabilityFlow(),
     ProbabilityFlow(method="rk4", steps=20),
+    DDPM(DDPMChain(linear_betas(40))),
 ]
+SDES = [VP(), SubVP(), VE(), Cosine(), EDM(), RectifiedFlow(), LearnedSchedule().requires_grad_(False)]
 
 
 def mixture(sde):
@@ -48,12 +53,21 @@ def test_noise_is_the_same_on_every_device():
     assert torch.equal(words[0], words[1].cpu())
 
 
-@pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=str)
+@pytest.mark.parametrize("sde", SDES, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 def test_samples_are_those_of_the_cpu(sde, solver):
     cpu, gpu = (solver(mixture(sde).to(device), shape=(64, 2), seed=1) for device in ("cpu", "cuda"))
     assert gpu.x.is_cuda and gpu.nfe == cpu.nfe
     assert torch.allclose(gpu.x.cpu(), cpu.x, atol=1e-3)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_simulated_paths_and_bounds_are_those_of_the_cpu(sde):
+    x0, chain = Noise(3).normal((64, 2)), DDPMChain(linear_betas(30))
+    paths = [simulate(sde, x0.to(device), 20, grid="log_snr").x.cpu() for device in ("cpu", "cuda")]
+    assert torch.allclose(*paths, rtol=1e-3, atol=1e-3)
+    bounds = [elbo(mixture(sde).to(device), x0.to(device), chain, draws=2) for device in ("cpu", "cuda")]
+    assert torch.allclose(bounds[0].log_prob, bounds[1].log_prob.cpu(), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(probes=2)], ids=str)

@@ -73,3 +73,12 @@ def test_training_takes_sde_and_not_under(tmp_path):
     session = tasks.Session(configuration(*PLANE, "sde@under=edm"), Run(tmp_path, "train"))
     with pytest.raises(ConfigError, match="sde@under= is for a trained model"):
         tasks.check_training(session)
+
+
+def test_a_schedule_that_learns_needs_the_objective_that_can_train_it(tmp_path):
+    session = tasks.Session(configuration(*PLANE, "sde=learned"), Run(tmp_path / "a", "train"))
+    with pytest.raises(ConfigError, match=r"only weighting='likelihood'.*train=bound"):
+        tasks.check_training(session)
+    tasks.check_training(
+        tasks.Session(configuration(*PLANE, "sde=learned", "train=bound"), Run(tmp_path / "b", "train"))
+    )
