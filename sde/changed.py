@@ -24,8 +24,28 @@ def _name(curve: Curve) -> str:
     return getattr(curve, "__name__", str(curve))
 
 
+class _Changed(GaussianSDE):
+    """A process around another one, ``sde``, whose parameters it does not own."""
+
+    sde: GaussianSDE
+
+    @property
+    def cures(self) -> tuple[str, ...]:
+        """Those of the inner process, which say where the parameter is."""
+        return tuple(c if " of its " in c else f"{c} of its {type(self.sde).__name__}" for c in self.sde.cures)
+
+    def _require_fixed(self) -> None:
+        if not isinstance(self.sde, GaussianSDE):
+            raise TypeError(f"expected a GaussianSDE such as VP(), found {type(self.sde).__name__}")
+        if self.sde.learned:
+            raise ValueError(
+                f"{type(self).__name__} of a schedule that learns would hide its parameters from the optimizer; "
+                "call sde.requires_grad_(False) on it first"
+            )
+
+
 @dataclass(frozen=True, repr=False)
-class TimeChanged(GaussianSDE):
+class TimeChanged(_Changed):
     """``sde`` at the time ``clock(t)``: alpha(clock(t)), sigma(clock(t)).
 
     ``clock`` is a smooth, strictly increasing function of tensors, from the new time to that of ``sde``. The new ends
@@ -40,7 +60,7 @@ class TimeChanged(GaussianSDE):
     clock: Curve
 
     def __post_init__(self):
-        _require_gaussian(self.sde)
+        self._require_fixed()
         times = torch.linspace(self.t_min, self.t_max, 1025, dtype=torch.float64)
         if not bool((self.clock(times).diff() > 0).all()):
             raise ValueError(f"TimeChanged: clock must increase strictly from t={self.t_min:g} to t={self.t_max:g}")
@@ -66,14 +86,6 @@ class TimeChanged(GaussianSDE):
     def prior_std(self) -> float:
         return self.sde.prior_std
 
-    @property
-    def learned(self) -> bool:
-        return self.sde.learned
-
-    @property
-    def cures(self) -> tuple[str, str]:
-        return _cures_of(self.sde)
-
     def _when(self, shown: float) -> float:
         """The time at which the clock shows ``shown``, by bisection."""
         low, high = 0.0, 1.0
@@ -91,7 +103,7 @@ class TimeChanged(GaussianSDE):
 
 
 @dataclass(frozen=True, repr=False)
-class Rescaled(GaussianSDE):
+class Rescaled(_Changed):
     """The process of x' = ``scale(t)`` x for x of ``sde``: scale alpha, scale sigma.
 
     ``scale`` is a smooth, positive function of tensors of times.
@@ -105,7 +117,7 @@ class Rescaled(GaussianSDE):
     scale: Curve
 
     def __post_init__(self):
-        _require_gaussian(self.sde)
+        self._require_fixed()
         for t in (self.t_min, self.t_max):
             value = float(self.scale(torch.tensor(t, dtype=torch.float64)))
             if not 0 < value < math.inf:
@@ -132,14 +144,6 @@ class Rescaled(GaussianSDE):
     def prior_std(self) -> float:
         return float(self.scale(torch.tensor(self.t_max, dtype=torch.float64))) * self.sde.prior_std
 
-    @property
-    def learned(self) -> bool:
-        return self.sde.learned
-
-    @property
-    def cures(self) -> tuple[str, str]:
-        return _cures_of(self.sde)
-
 
 def exploding(sde: GaussianSDE) -> Rescaled:
     """``sde`` in the units of the data, x / alpha: variance-exploding, with sigma / alpha as its noise level."""
@@ -157,13 +161,3 @@ def preserving(sde: GaussianSDE) -> Rescaled:
         return 1 / torch.hypot(sde.alpha(t), sde.sigma(t))
 
     return Rescaled(sde, over_length)
-
-
-def _require_gaussian(sde: GaussianSDE) -> None:
-    if not isinstance(sde, GaussianSDE):
-        raise TypeError(f"expected a GaussianSDE such as VP(), found {type(sde).__name__}")
-
-
-def _cures_of(sde: GaussianSDE) -> tuple[str, ...]:
-    """The cures of a process inside another one, which say where the parameter is."""
-    return tuple(cure if " of its " in cure else f"{cure} of its {type(sde).__name__}" for cure in sde.cures)

@@ -22,6 +22,7 @@ from sde import (
     Noise,
     RectifiedFlow,
     Rescaled,
+    ScoreModel,
     SubVP,
     TimeChanged,
     preserving,
@@ -162,6 +163,18 @@ class ExactNet(nn.Module):
         x0, eps = self.exact(x * torch.hypot(alpha, sigma), t.to(x))
         a, b = (c.to(x) for c in self.row(t, sde))
         return a[:, None] * x0 + b[:, None] * eps
+
+
+class Watch(ScoreModel):
+    """Keeps the times at which it is called."""
+
+    def __init__(self, inner):
+        super().__init__(inner.sde)
+        self.inner, self.times = inner, []
+
+    def forward(self, x, t):
+        self.times.append(float(t))
+        return self.inner(x, t)
 
 
 def signs(dimension, dtype=torch.float64):

@@ -4,12 +4,25 @@ import math
 
 import pytest
 import torch
-from oracles import CORE_SDES, ROWS, SDES, SOME_SDES, ExactNet, correlated, gaussian, legendre, marginal, mixture, signs
+from oracles import (
+    CORE_SDES,
+    ROWS,
+    SDES,
+    SOME_SDES,
+    ExactNet,
+    Watch,
+    correlated,
+    gaussian,
+    legendre,
+    marginal,
+    mixture,
+    signs,
+)
 from torch import nn
 
 from models import MLP, LevelHead, ScoreNetwork
 from models.parametrization import ROWS as PARAMETRIZATIONS
-from sde import VE, VP, Noise, RectifiedFlow, ScoreModel, SubVP, TimeChanged
+from sde import VE, VP, Noise, RectifiedFlow, SubVP, TimeChanged
 from sde.base import last_time
 from solvers import Exact, Hutchinson, ODEError, ProbabilityFlow, log_likelihood
 from solvers.ode import ADAPTIVE, FIXED, integrate
@@ -341,18 +354,6 @@ def test_units():
     x, _ = at_t_min(model, 6)
     found, expected = (log_likelihood(m, y, rtol=1e-7, atol=1e-7) for m, y in ((scaled, a * x), (model, x)))
     assert torch.allclose(found.log_prob, expected.log_prob - 2 * math.log(a), atol=1e-5)
-
-
-class Watch(ScoreModel):
-    """Keeps the times at which it is called."""
-
-    def __init__(self, inner):
-        super().__init__(inner.sde)
-        self.inner, self.times = inner, []
-
-    def forward(self, x, t):
-        self.times.append(float(t))
-        return self.inner(x, t)
 
 
 @pytest.mark.parametrize(

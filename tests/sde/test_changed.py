@@ -7,7 +7,7 @@ import torch
 from oracles import CHANGED, SDES, correlated, gaussian, mixture
 
 from models import MLP, ScoreNetwork
-from sde import EDM, VE, VP, Cosine, Noise, RectifiedFlow, Rescaled, SubVP, TimeChanged, exploding
+from sde import EDM, VE, VP, Cosine, LearnedSchedule, Noise, RectifiedFlow, Rescaled, SubVP, TimeChanged, exploding
 from sde.base import last_time
 from solvers import DDIM, Ancestral, EulerMaruyama, ProbabilityFlow, log_likelihood
 
@@ -175,6 +175,11 @@ def test_less_noise_than_a_model_has_seen_is_refused():
         (lambda: TimeChanged(VP(), torch.neg), ValueError, "clock must show 1e-05 at some time"),
         (lambda: TimeChanged(VP(), lambda t: t + 0.2 * torch.sin(20 * t)), ValueError, "clock must increase strictly"),
         (lambda: TimeChanged("vp", torch.square), TypeError, "expected a GaussianSDE such as VP.., found str"),
+        (
+            lambda: TimeChanged(LearnedSchedule(), torch.square),
+            ValueError,
+            "of a schedule that learns would",
+        ),
         (lambda: Rescaled(VP(), torch.neg), ValueError, "scale must be positive and finite; at t=1e-05 it is -1e-05"),
         (lambda: exploding(RectifiedFlow()), ValueError, "scale must be positive and finite; at t=1 it is inf"),
     ],

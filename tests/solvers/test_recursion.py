@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from oracles import FEW_SDES, SDES, gaussian, marginal, paper, response
+from oracles import FEW_SDES, SDES, Watch, gaussian, marginal, paper, response
 
 from models import GaussianMixture
-from sde import VE, VP, ScoreModel, SubVP
+from sde import VE, VP, SubVP
 from sde.base import last_time
 from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, Step, time_grid
 
@@ -209,18 +209,6 @@ def test_the_mean_of_the_last_ancestral_step_on_a_point_is_alpha_times_the_point
     found = one_step(Ancestral(), model, float(t), float(s), sde.perturb(point, t, eps))
     keep = sde.sigma(s) ** 2 * sde.alpha(t) / (sde.sigma(t) * sde.alpha(s))
     assert torch.allclose(found, sde.alpha(s) * point + keep * eps, rtol=1e-10)
-
-
-class Watch(ScoreModel):
-    """Keeps the times at which it is called."""
-
-    def __init__(self, inner):
-        super().__init__(inner.sde)
-        self.inner, self.times = inner, []
-
-    def forward(self, x, t):
-        self.times.append(float(t))
-        return self.inner(x, t)
 
 
 @pytest.mark.parametrize("sde", SDES, ids=str)
