@@ -127,7 +127,7 @@ def require_positive(sde: "GaussianSDE", names: list[str]) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not (0 < value < math.inf or (zero and value == 0)):
             raise ValueError(f"{title}: {name} must be a positive number{' or 0' * zero}, found {value!r}")
-    for low, high in sde.ordered:
+    for low, high in (("t_min", "t_max"), *sde.ordered):
         if getattr(sde, low) >= getattr(sde, high):
             found = f"{low}={getattr(sde, low)}, {high}={getattr(sde, high)}"
             raise ValueError(f"{title}: {low} must be smaller than {high}, found {found}")
@@ -140,8 +140,8 @@ class GaussianSDE(SDE):
     t / t_max, so that another ``t_max`` changes the speed and not the family of kernels.
     """
 
-    ordered: ClassVar[tuple[tuple[str, str], ...]] = (("t_min", "t_max"),)
-    """Pairs of fields of which the first must be the smaller."""
+    ordered: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of fields of which the first must be the smaller, beside t_min and t_max."""
     may_be_zero: ClassVar[tuple[str, ...]] = ()
     """Fields that may be zero."""
     learned: ClassVar[bool] = False

@@ -20,7 +20,7 @@ class LearnedSchedule(nn.Module, GaussianSDE):
     The parameters belong to any model that is built on it.
     """
 
-    ordered = (("t_min", "t_max"), ("log_snr_min", "log_snr_max"))
+    ordered = (("log_snr_min", "log_snr_max"),)
     cures = ("raise log_snr_max", "lower log_snr_min")
 
     def __init__(

@@ -22,7 +22,7 @@ class VE(GaussianSDE):
     sigma_max: float = 50.0
     t_min: float = 1e-5
     t_max: float = 1.0
-    ordered: ClassVar = (("t_min", "t_max"), ("sigma_min", "sigma_max"))
+    ordered: ClassVar = (("sigma_min", "sigma_max"),)
     cures: ClassVar = ("lower sigma_min", "raise sigma_max")
 
     def alpha(self, t: Tensor) -> Tensor:

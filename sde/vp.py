@@ -17,7 +17,7 @@ class LinearBeta(GaussianSDE):
     beta_max: float = 20.0
     t_min: float = 1e-5
     t_max: float = 1.0
-    ordered: ClassVar = (("t_min", "t_max"), ("beta_min", "beta_max"))
+    ordered: ClassVar = (("beta_min", "beta_max"),)
     cures: ClassVar = ("lower t_min", "raise beta_max")
 
     def integrated_beta(self, t: Tensor) -> Tensor:
