@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sde.base import SDE, GaussianSDE, expand, last_time
+from sde.base import SDE, GaussianSDE, expand
 
 
 class Prediction(NamedTuple):
@@ -97,7 +97,6 @@ class ScoreModel(ScoreField):
             hint = "; for an SDE without a Gaussian kernel use ScoreFunction" if isinstance(sde, SDE) else ""
             raise TypeError(f"expected a GaussianSDE such as VP(), found {type(sde).__name__}{hint}")
         super().__init__(sde)
-        self.last_time = last_time(sde)
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
@@ -116,7 +115,7 @@ class ScoreModel(ScoreField):
         All Gaussian kernels of one log-SNR are one kernel up to a scale: the model is asked at the time ``t`` of that
         log-SNR (found here unless given), or the nearest that it has, about x in the scale of its own process.
         """
-        t = (self.sde.time(2 * (alpha.log() - sigma.log())) if t is None else t).clamp(max=self.last_time)
+        t = self.sde.time(2 * (alpha.log() - sigma.log())) if t is None else t
         return carried(self, self.sde, x, t, alpha, sigma, **condition)
 
     def under(self, sde: GaussianSDE) -> "ScoreModel":

@@ -60,16 +60,22 @@ class Bound:
         values = self.log_prob.double()
         return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
 
-    def bits_per_dim(self) -> tuple[float, float | None]:
-        """Upper bound on the bits per dimension, and its standard error over the samples; needs a discrete decoder."""
-        if not self.discrete:
+    def bits_per_dim(self, bin_width: float | None = None) -> tuple[float, float | None]:
+        """Upper bound on the bits per dimension, and its standard error over the samples.
+
+        For a discrete decoder as it is; for a density of uniformly dequantized data with their ``bin_width``.
+        """
+        if self.discrete == (bin_width is not None):
             raise ValueError(
-                "this bounds a density, which has no bits per dimension without the volume of a bin; call elbo with "
-                "decoder=DiscretizedGaussian(levels) on bin centres"
+                "this bounds probabilities, whose bins are counted already: leave bin_width out"
+                if self.discrete
+                else "this bounds a density, which has no bits per dimension without the width of a bin: give the "
+                "bin_width of uniformly dequantized data, or call elbo with decoder=DiscretizedGaussian(levels) on bin "
+                "centres, as the model was trained"
             )
-        unit = self.dimensions * math.log(2.0)
+        unit, volume = math.log(2.0), 0.0 if self.discrete else math.log2(bin_width)
         mean, stderr = self.mean()
-        return -mean / unit, None if stderr is None else stderr / unit
+        return -mean / (self.dimensions * unit) - volume, None if stderr is None else stderr / (self.dimensions * unit)
 
 
 def elbo(

@@ -162,6 +162,18 @@ def test_levels_past_the_noisiest_keep_the_invariant():
     assert torch.allclose(pair.x0, mixture(VP())(x, tensor(1.0)).x0, rtol=1e-3)
 
 
+def test_a_level_past_either_end_has_the_pair_of_the_end_corrected_to_the_invariant():
+    """With less noise than at t_min eps is kept and x_0 follows; with more than at t_max it is the other way round."""
+    model, x = mixture(VE(sigma_min=0.1, sigma_max=20.0)), Noise(0).normal((5, 2), dtype=torch.float64)
+    for level, kept, own in ((0.02, "eps", 0.1), (100.0, "x0", 20.0)):
+        alpha, sigma = tensor(1.0), tensor(level)
+        pair = model.at_level(x, alpha, sigma)
+        assert torch.allclose(pair.x0 + sigma * pair.eps, x, rtol=1e-12, atol=1e-12), level
+        scale = math.hypot(1, own) / math.hypot(1, level)
+        nearest = model(scale * x, tensor(model.sde.t_min if level < 1 else model.sde.t_max))
+        assert torch.allclose(getattr(pair, kept), getattr(nearest, kept), rtol=0.05, atol=0.05), level
+
+
 def test_less_noise_than_a_model_has_seen_is_refused():
     with pytest.raises(ValueError, match=r"VP\(.* begins at log-SNR 13.8.*raise its t_min to 0.000(9|8)"):
         gaussian(VE()).under(VP())

@@ -8,7 +8,7 @@ import torch
 from oracles import SDE_CLASSES, SDES, learned, make, times
 
 from models import MLP, ScoreNetwork
-from sde import EDM, VE, VP, Cosine, LearnedSchedule, RectifiedFlow, SubVP
+from sde import EDM, VE, VP, Cosine, LearnedSchedule, Noise, RectifiedFlow, SubVP
 from sde.base import last_time
 
 
@@ -88,6 +88,15 @@ def test_a_learned_schedule_keeps_its_ends_and_starts_as_nearly_a_line():
     moved = learned(log_snr_max=8.0, log_snr_min=-6.0, t_max=2.0).log_snr(t)
     assert (moved - found).abs().max() > 0.3 and torch.allclose(moved[[0, -1]], found[[0, -1]], rtol=1e-12)
     assert torch.allclose(sde.alpha(t) ** 2 + sde.sigma(t) ** 2, torch.ones(9).double(), rtol=1e-14)
+
+
+def test_any_parameters_give_a_falling_log_snr():
+    sde = LearnedSchedule(hidden=5).requires_grad_(False)
+    for seed in range(5):
+        for i, parameter in enumerate(sde.parameters()):
+            parameter.copy_(4 * Noise(seed).normal((1, 5), i)[0])
+        log_snr = sde.log_snr(torch.linspace(0, 1, 201, dtype=torch.float64))
+        assert bool((log_snr.diff() < 0).all()) and bool((log_snr >= -10.0001).all()), seed
 
 
 def test_coefficients_carry_the_gradient_to_the_parameters_of_a_schedule():

@@ -320,6 +320,11 @@ def test_bits_per_dim_need_a_discrete_decoder():
     with pytest.raises(ValueError, match=r"bounds a density, which has no bits per dimension.*DiscretizedGaussian"):
         found.bits_per_dim()
     assert replace(found, discrete=True).bits_per_dim()[0] == pytest.approx(-found.mean()[0] / (2 * math.log(2)))
+    with pytest.raises(ValueError, match="whose bins are counted already: leave bin_width out"):
+        replace(found, discrete=True).bits_per_dim(0.5)
+    # A density of dequantized data: P of a bin is at least w^D exp(E log p).
+    value, stderr = found.bits_per_dim(0.125)
+    assert value == pytest.approx(-found.mean()[0] / (2 * math.log(2)) + 3) and stderr > 0
     assert elbo(model, model.sample(1), CHAINS[0]).mean()[1] is None
 
 
