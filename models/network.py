@@ -31,7 +31,6 @@ class ScoreNetwork(ScoreModel):
             parametrization = ROWS[parametrization]()
         self.net, self.parametrization = net, parametrization
         low, high = sde.log_snr_range
-        self.label_range = -high / 2, -low / 2
         self.ends = sde.time(torch.tensor((high, low), dtype=torch.float64)).tolist()
         self.singular = bool(torch.isinf(sde.log_snr(torch.tensor((sde.t_min, sde.t_max)))).any())
 
@@ -44,7 +43,7 @@ class ScoreNetwork(ScoreModel):
 
     def _predict(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        label = torch.log(sigma / alpha).clamp(*self.label_range).expand(len(x))
+        label = torch.log(sigma / alpha).expand(len(x))
         scale = torch.hypot(self.parametrization.data_std * alpha, sigma)
         output = self.net(x / expand(scale, x), label, **condition)
         return self.parametrization.predict(output.to(x.dtype), x, t, self.sde)

@@ -375,6 +375,21 @@ def test_no_evaluation_outside_the_interval(sde, method, coordinates):
     assert min(model.times) >= sde.t_min and max(model.times) <= sde.t_max
 
 
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_the_trial_of_a_first_step_stays_inside_too(method, ends):
+    """A slow field suggests a first step of any length: 0.01 |y| / |y'| is 10^4 here."""
+    seen = []
+
+    def field(t, state):
+        seen.append(float(t))
+        return (1e-6 * state[0],)
+
+    (found,) = integrate(field, (torch.ones(2, 1, dtype=torch.float64),), *ends, method)
+    assert min(seen) >= 0 and max(seen) <= 1
+    assert torch.allclose(found, torch.full_like(found, math.exp(1e-6 * (ends[1] - ends[0]))), rtol=1e-12)
+
+
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(probes=3)], ids=str)
 def test_one_call_gives_velocity_and_divergence(divergence):
     assert log_likelihood(correlated(VP()), torch.zeros(2, 2).double(), divergence, method="rk4", steps=5).nfe == 20

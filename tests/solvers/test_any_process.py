@@ -24,6 +24,7 @@ from solvers import (
     simulate,
     time_grid,
 )
+from solvers.sampler import levels
 
 SDE_ = Benes()
 
@@ -76,6 +77,14 @@ def test_samplers_carry_the_prior_to_the_data(sampler, bias):
     out = sampler(exact_model(SDE_), shape=(20_000, 1), seed=3, dtype=torch.float64)
     check(out.x, SDE_.data((1,), SDE_.t_min), bias)
     assert out.nfe == sampler.calls_per_step * sampler.steps
+
+
+def test_the_noise_level_of_a_process_without_one_is_what_its_diffusion_has_added():
+    """sqrt(t + t^2 / 2), the integral of g^2 from time 0; the level that bounds a Langevin step."""
+    times = time_grid("uniform", SDE_, 7)
+    alpha, sigma = levels(SDE_, times)
+    assert torch.equal(alpha, torch.ones_like(times))
+    assert torch.allclose(sigma**2, times + times**2 / 2, rtol=1e-3)
 
 
 def test_annealed_langevin_moves_towards_the_data():
