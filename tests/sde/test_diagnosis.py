@@ -185,3 +185,9 @@ class Quartic(SDE):
 def test_bad_input_gets_one_clear_error(arguments, error, words):
     with pytest.raises(error, match=words):
         diagnose(*arguments)
+
+
+def test_the_noise_at_t_min_counts_in_units_of_the_data():
+    """A process of 2 x has twice the noise on twice the data: the same bins are as hard to tell apart."""
+    doubled = Rescaled(VP(), lambda t: 2 + 0 * t)
+    assert truncation(doubled, 1 / 128) == pytest.approx(truncation(VP(), 1 / 128), rel=1e-12)
