@@ -17,6 +17,7 @@ from sde import (
     DiagnosisWarning,
     LearnedSchedule,
     RectifiedFlow,
+    Rescaled,
     SubVP,
     TimeChanged,
     diagnose,
