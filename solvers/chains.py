@@ -90,6 +90,7 @@ class DDPM(Sampler):
         return replace(self, chain=self.chain.respaced(steps))
 
     def step(self, x: Tensor, step: Step) -> Tensor:
+        """x_{k-1} from x_k, k = N - ``step.index``, in the model's coordinates."""
         k, chain = self.steps - step.index, self.chain
         x_k = x / _scale(chain, k, step.alpha_t, step.sigma_t)
         # The first step starts at t_max, wherever the chain's end is.
@@ -164,6 +165,7 @@ class AnnealedLangevin(Sampler):
         return replace(self, levels=self.levels.respaced(steps))
 
     def step(self, x: Tensor, step: Step) -> Tensor:
+        """All Langevin steps at level k = L - ``step.index``."""
         k, alpha = self.steps - step.index, step.alpha_s
         # x_T is noise of the size of t_max, and becomes noise of the first level's; then y stays what it was.
         to_level = alpha / step.alpha_t if step.index else _ratio(step)

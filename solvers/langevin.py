@@ -59,7 +59,8 @@ class Langevin(Corrector):
         for _ in range(self.corrections):
             score = step.model.score(x, step.s)
             size = expand(self._size(score, step.sigma_s.square()), x)
-            x = x + size * score + (2 * size).sqrt() * step.fresh(x)
+            moved = x + size * score + (2 * size).sqrt() * step.fresh(x)
+            x = torch.where(step.sigma_s > 0, moved, x)  # without noise the step is 0, and -eps / sigma no number
         return x
 
     def _size(self, score: Tensor, variance: Tensor) -> Tensor:
