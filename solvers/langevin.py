@@ -56,6 +56,7 @@ class Langevin(Corrector):
         return self.corrections
 
     def step(self, x: Tensor, step: Step) -> Tensor:
+        """All corrections at ``step.s``."""
         for _ in range(self.corrections):
             score = step.model.score(x, step.s)
             size = expand(self._size(score, step.sigma_s.square()), x)
