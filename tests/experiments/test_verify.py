@@ -159,14 +159,6 @@ class KernelReturnsTheVariance(Paper):
         return Kernel(scale, std.square())
 
 
-class KernelThatCancels(Paper):
-    """Right but for its digits: between neighbours in float32 the variance rounds to less than nothing."""
-
-    def kernel(self, s, t):
-        scale = self.alpha(t) / self.alpha(s)
-        return Kernel(scale, torch.sqrt(self.sigma(t).square() - (scale * self.sigma(s)).square()))
-
-
 class TimeOfAnotherClock(Paper):
     def time(self, log_snr):
         return super().time(log_snr) / self.t_max
@@ -276,7 +268,6 @@ MISTAKES = [
     (KernelOfAnotherMean(), "kernel"),
     (KernelForgetsTheScale(), "composition"),
     (KernelReturnsTheVariance(), "kernel"),
-    (KernelThatCancels(), "kernel"),
     (TimeOfAnotherClock(t_max=3.0), "time"),
     (TimeSlightlyOff(), "time"),
     (WrongVelocity(), "coefficients"),
