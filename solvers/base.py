@@ -78,11 +78,7 @@ class Solver(ABC):
         TypeError: the solver needs the pair (x_0, eps) and the model, under a process that is not Gaussian, has none.
         SamplingDiverged (or ``ODEError``): a value is not finite.
         """
-        if self.needs_pair and not isinstance(model, ScoreModel):
-            raise TypeError(
-                f"{self} needs the pair (x_0, eps) of a ScoreModel under a GaussianSDE, found {type(model).__name__}; "
-                "under other processes use EulerMaruyama, Langevin or ProbabilityFlow"
-            )
+        self.check_model(model)
         if (shape is None) == (x_T is None):
             raise ValueError("give either shape, to start from the prior, or x_T, to start from given noise")
         if x_T is None:
@@ -92,6 +88,14 @@ class Solver(ABC):
         with torch.no_grad(), counting(model) as calls:
             x = self._solve(model, x_T.to(device=device, dtype=dtype), Noise(seed), kept)
         return Output(x, calls.n, *kept.stacked())
+
+    def check_model(self, model: ScoreField) -> None:
+        """Refuse, with ``TypeError``, a model without the pair where it is needed."""
+        if self.needs_pair and not isinstance(model, ScoreModel):
+            raise TypeError(
+                f"{self} needs the pair (x_0, eps) of a ScoreModel under a GaussianSDE, found {type(model).__name__}; "
+                "under other processes use EulerMaruyama, Langevin or ProbabilityFlow"
+            )
 
     @abstractmethod
     def _solve(

@@ -110,7 +110,7 @@ def log_likelihood(
     return Likelihood(log_prior + mean, log_prior, change, latent, calls.n, stderr, endpoint)
 
 
-def _endpoint(model: ScoreField, x: Tensor, divergence: Divergence, directions: Tensor) -> tuple[Tensor, Tensor]:
+def _endpoint(model: ScoreModel, x: Tensor, divergence: Divergence, directions: Tensor) -> tuple[Tensor, Tensor]:
     """alpha x, and the estimates ``(B, E)`` of log p_0(x) - log p_t(alpha x) at t = t_min."""
     t = torch.tensor(model.sde.t_min).to(x)
     alpha, sigma = model.sde.alpha(t), model.sde.sigma(t)

@@ -40,6 +40,7 @@ class ProbabilityFlow(Solver):
 
     def encode(self, model: ScoreField, x: Tensor) -> Tensor:
         """The latent at t_max of data ``x`` of shape ``(B, ...)``; ``self(model, x_T=latent)`` brings it back."""
+        self.check_model(model)
         with torch.no_grad():
             return self._integrate(model, x, model.sde.t_min, model.sde.t_max)
 

@@ -140,6 +140,11 @@ def test_what_needs_the_pair_is_refused_before_the_first_call(solver):
         solver(model, shape=(2, 1))
 
 
+def test_encoding_that_needs_the_pair_is_refused():
+    with pytest.raises(TypeError, match="needs the pair"):
+        ProbabilityFlow(coordinates="angle").encode(exact_model(SDE_), torch.zeros(2, 1))
+
+
 @pytest.mark.parametrize("options", [{"coordinates": "angle"}, {"endpoint_correction": True}], ids=str)
 def test_likelihoods_that_need_the_pair_are_refused(options):
     with pytest.raises(TypeError, match="need a ScoreModel under a GaussianSDE, found ScoreFunction"):
