@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from benes import Benes, TwoHumps, benes_model
 
-from experiments.canvas import BLUE, FAINT, GREEN, INK, ORANGE, PALETTE, PURPLE, RED, SKY, canvas
+from experiments.canvas import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY, canvas
 from experiments.labels import label_curves
 from sde import EDM, VE, VP, Cosine, GaussianSDE, LearnedSchedule, RectifiedFlow, SubVP
 from sde.base import last_time
@@ -51,9 +51,7 @@ def benes(path: Path) -> Path:
         left.plot(forward.times, forward.trajectory[..., 0], color=BLUE, alpha=0.35, linewidth=0.7)
         left.set(xlabel="t", ylabel="x", title="forward: dx = tanh(x) dt + dw, 60 paths")
         right.hist(back.x[:, 0].numpy(), bins=80, range=(-2, 2), density=True, color=FAINT, label="20,000 samples")
-        right.plot(
-            x, TwoHumps((1,), 0.05 + sde.t_min).log_prob(x[:, None]).exp(), color=PALETTE[1], label="exact density"
-        )
+        right.plot(x, TwoHumps((1,), 0.05 + sde.t_min).log_prob(x[:, None]).exp(), color=RED, label="exact density")
         right.set(xlabel="x", title="back: Euler-Maruyama, 300 steps")
         right.legend()
     return path

@@ -102,6 +102,9 @@ def times(s: Subject) -> float:
         raise Violation(f"t_min={start}, t_max={stop}")
     if not start < (end := last_time(s.sde)) <= stop:
         raise Violation(f"t_min={start}, t_max={stop}, but drift and diffusion are finite up to {end} only")
+    g = s.sde.diffusion(torch.tensor(end, dtype=torch.float64))
+    if not bool(torch.isfinite(g)):
+        raise Violation(f"diffusion is {float(g.detach()):.3g} at t={end:g}, where solvers begin")
     return 0.0
 
 

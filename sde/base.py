@@ -112,11 +112,17 @@ class SDE(ABC):
 def last_time(sde: SDE) -> float:
     """The latest time at which drift and diffusion can be used: t_max, or just before it where they are infinite."""
     end = torch.tensor(sde.t_max, dtype=torch.float64)
-    if bool(torch.isfinite(sde.diffusion(end))):
-        return sde.t_max
-    if not isinstance(sde, GaussianSDE):
+    if isinstance(sde, GaussianSDE):  # infinite where alpha is 0: told without differentiating, in every training step
+        return sde.t_max if sde.log_snr(end) > -math.inf else float(sde.time(end.new_tensor(sde.log_snr_range[0])))
+    if not bool(torch.isfinite(sde.diffusion(end))):
         raise ValueError(f"{sde}: the diffusion is infinite at t_max={sde.t_max}; choose a smaller t_max")
-    return float(sde.time(end.new_tensor(sde.log_snr_range[0])))
+    return sde.t_max
+
+
+def require_count(value: int, title: str) -> None:
+    """Refuse what is no positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{title} must be a positive integer, found {value!r}")
 
 
 def require_positive(sde: "GaussianSDE", names: list[str]) -> None:

@@ -12,14 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sde.base import GaussianSDE, last_time
+from sde.base import GaussianSDE, last_time, require_count
 from sde.discrete import GaussianChain
-
-
-def require_steps(steps: int, title: str) -> None:
-    """Refuse what is no positive number of steps."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"{title}: steps must be a positive integer, found {steps!r}")
 
 
 def linear_betas(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> tuple[float, ...]:
@@ -27,7 +21,7 @@ def linear_betas(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.
 
     Raises ``ValueError`` unless beta_max / steps < 1.
     """
-    require_steps(steps, "linear_betas")
+    require_count(steps, "linear_betas: steps")
     if not 0 < beta_min <= beta_max:
         raise ValueError(f"linear_betas: expected 0 < beta_min <= beta_max, found {beta_min} and {beta_max}")
     if not beta_max / steps < 1:
@@ -43,7 +37,7 @@ def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.99
 
     Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021, eq. 17.
     """
-    require_steps(steps, "cosine_betas")
+    require_count(steps, "cosine_betas: steps")
     if not (offset >= 0 and 0 < largest < 1):
         raise ValueError(f"cosine_betas: expected offset >= 0 and largest in (0, 1), found {offset} and {largest}")
     angles = [(k / steps + offset) / (1 + offset) * math.pi / 2 for k in range(steps + 1)]
@@ -57,7 +51,7 @@ def sde_betas(sde: GaussianSDE, steps: int = 1000) -> tuple[float, ...]:
     beta_k = 1 - alpha(t_k)^2 / alpha(t_{k-1})^2, with alpha = 1 at k = 0, in (0, 1) for any number of steps. Where
     alpha vanishes at t_max, ``sde.base.last_time`` stands for it. Raises ``ValueError`` unless alpha^2 + sigma^2 = 1.
     """
-    require_steps(steps, "sde_betas")
+    require_count(steps, "sde_betas: steps")
     times = last_time(sde) * torch.arange(1, steps + 1, dtype=torch.float64) / steps
     with torch.no_grad():
         total, log_snr = sde.alpha(times).square() + sde.sigma(times).square(), sde.log_snr(times)

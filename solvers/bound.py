@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sde import GaussianChain, Noise, ScoreModel
+from sde.base import require_count
 from sde.discrete import check_variance
 from solvers.base import counting
 from solvers.chains import level_times
@@ -118,8 +119,7 @@ def _check(model, x0, chain, decoder, variance, draws) -> None:
             raise TypeError(f"elbo: {name} must be a {kind.__name__}, found {value!r}")
     if not x0.is_floating_point():
         raise TypeError(f"elbo: x0 must be of a floating-point type, found {x0.dtype}; see DiscretizedGaussian.centres")
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"elbo: draws must be a positive integer, found {draws!r}")
+    require_count(draws, "elbo: draws")
     check_variance(variance, "elbo")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde import SDE, DDPMChain, GaussianChain, GaussianSDE, NCSNLevels
-from sde.base import last_time
+from sde.base import last_time, require_count
 from sde.discrete import check_variance
 from solvers.sampler import Sampler, Step
 
@@ -126,9 +126,8 @@ class AnnealedLangevin(Sampler):
 
     def __post_init__(self):
         _require("AnnealedLangevin: levels", self.levels, NCSNLevels)
-        number, bound = self.steps_per_level, 2 * self.levels.sigmas[-1] ** 2
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"AnnealedLangevin: steps_per_level must be a positive integer, found {number!r}")
+        bound = 2 * self.levels.sigmas[-1] ** 2
+        require_count(self.steps_per_level, "AnnealedLangevin: steps_per_level")
         if not 0 < self.step_size < bound:
             raise ValueError(
                 f"AnnealedLangevin: step_size must lie between 0 and {bound:.3g}, twice the square of the smallest "

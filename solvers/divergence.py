@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sde import Noise
+from sde.base import require_count
 
 Field = Callable[[Tensor], Tensor]
 
@@ -90,8 +91,7 @@ class Hutchinson(Divergence):
     seed: int = 0
 
     def __post_init__(self):
-        if isinstance(self.probes, bool) or not isinstance(self.probes, int) or self.probes < 1:
-            raise ValueError(f"Hutchinson: probes must be a positive integer, found {self.probes!r}")
+        require_count(self.probes, "Hutchinson: probes")
         if self.distribution not in _DISTRIBUTIONS:
             known = ", ".join(_DISTRIBUTIONS)
             raise ValueError(f"Hutchinson: distribution must be one of {known}, found {self.distribution!r}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sde import SDE, GaussianSDE, Noise, Prediction, ScoreField
+from sde.base import require_count
 from solvers.base import SamplingDiverged, Solver
 from solvers.grids import GRIDS, time_grid
 
@@ -132,8 +133,7 @@ class GridSampler(Sampler):
 
     def __post_init__(self):
         name = type(self).__name__
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"{name}: steps must be a positive integer, found {self.steps!r}")
+        require_count(self.steps, f"{name}: steps")
         if self.grid not in GRIDS:
             raise ValueError(f"{name}: grid must be one of {', '.join(GRIDS)}, found {self.grid!r}")
         if self.final not in FINALS:

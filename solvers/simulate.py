@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sde import SDE, Noise
+from sde.base import require_count
 from solvers.base import Output, SamplingDiverged, Trajectory
 from solvers.grids import GRIDS, time_grid
 
@@ -33,8 +34,7 @@ def simulate(
     Returns ``Output``: ``x`` at t_max, or at ``sde.base.last_time`` where the process is singular there; ``nfe`` is 0.
     Raises ``SamplingDiverged`` where a state is not finite.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"simulate: steps must be a positive integer, found {steps!r}")
+    require_count(steps, "simulate: steps")
     if grid not in GRIDS:
         raise ValueError(f"simulate: grid must be one of {', '.join(GRIDS)}, found {grid!r}")
     times, noise, x = time_grid(grid, sde, steps).flip(0).to(x0), Noise(seed), x0
