@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sde import Noise, ScoreField, ScoreModel
+from sde.base import require_count
+from solvers.compiled import Compiled
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,17 @@ class SamplingDiverged(RuntimeError):
 
 
 @contextmanager
-def counting(model: torch.nn.Module) -> Iterator[SimpleNamespace]:
-    """Count the forward calls of a module while the context is open: ``with counting(model) as calls: calls.n``."""
+def counting(model: torch.nn.Module, bar: tqdm | None = None) -> Iterator[SimpleNamespace]:
+    """Count the forward calls of a module while the context is open: ``with counting(model) as calls: calls.n``.
+
+    A progress ``bar`` moves by one at each.
+    """
     calls = SimpleNamespace(n=0)
 
     def count(*_):
         calls.n += 1
+        if bar is not None:
+            bar.update()
 
     handle = model.register_forward_pre_hook(count)
     try:
@@ -41,14 +49,21 @@ def counting(model: torch.nn.Module) -> Iterator[SimpleNamespace]:
         handle.remove()
 
 
-@dataclass(frozen=True)
 class Solver(ABC):
     """Anything that turns noise at t_max into data at t_min."""
+
+    compile: bool
+    """Whether to compile the model."""
 
     @property
     @abstractmethod
     def needs_pair(self) -> bool:
         """Whether it reads the pair (x_0, eps), which only a model under a Gaussian process has."""
+
+    @property
+    @abstractmethod
+    def calls(self) -> int | None:
+        """Calls of the model for a batch; None where the solver chooses its own steps."""
 
     def __call__(
         self,
@@ -60,6 +75,8 @@ class Solver(ABC):
         dtype: torch.dtype | None = None,
         trajectory: int = 0,
         callback: Callable[[int, Tensor], None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
     ) -> Output:
         """Draw samples.
 
@@ -70,8 +87,12 @@ class Solver(ABC):
         x_T: ``(B, ...)``, to start from given noise.
         seed: of all random numbers. Sample i depends on ``seed`` and i, and neither on B nor on the device.
         device, dtype: of the samples; those of ``x_T`` or of the model's parameters by default.
-        trajectory: keep every k-th state, and the last; 0 for none.
-        callback: called as ``callback(i, x)`` after step i.
+        trajectory: keep every k-th state, and the last; 0 for none. Where the solver chooses its own steps, its ends.
+        callback: called as ``callback(i, x)`` after step i, 0 before the first; for each micro-batch by itself.
+        batch_size: samples to draw at a time, to bound the memory; the samples are the same.
+        progress: show a bar of the model's calls.
+
+        Returns ``Output``; its ``nfe`` counts the calls for one batch, with micro-batches the most for any of them.
 
         Raises
         ------
@@ -81,13 +102,27 @@ class Solver(ABC):
         self.check_model(model)
         if (shape is None) == (x_T is None):
             raise ValueError("give either shape, to start from the prior, or x_T, to start from given noise")
+        if batch_size is not None:
+            require_count(batch_size, "batch_size")
         if x_T is None:
             like = _first_weight(model)
             x_T = model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
-        kept = Trajectory(trajectory, callback)
-        with torch.no_grad(), counting(model) as calls:
-            x = self._solve(model, x_T.to(device=device, dtype=dtype), Noise(seed), kept)
-        return Output(x, calls.n, *kept.stacked())
+        model = Compiled(model) if self.compile else model
+        parts, done, first = x_T.to(device=device, dtype=dtype).split(batch_size or max(1, len(x_T))), [], 0
+        bar = tqdm(
+            total=self.calls and self.calls * len(parts),
+            desc=type(self).__name__,
+            unit="call",
+            leave=False,
+            disable=not progress,
+        )
+        with torch.no_grad(), bar, counting(model, bar) as calls:
+            for part in parts:
+                before, kept = calls.n, Trajectory(trajectory, callback)
+                x = self._solve(model, part, Noise(seed, first), kept)
+                done.append(Output(x, calls.n - before, *kept.stacked()))
+                first += len(part)
+        return _joined(done)
 
     def check_model(self, model: ScoreField) -> None:
         """Refuse, with ``TypeError``, a model without the pair where it is needed."""
@@ -102,6 +137,13 @@ class Solver(ABC):
         self, model: ScoreField, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]
     ) -> Tensor:
         """Carry ``x`` from t_max to t_min, telling ``visit(i, t, x)`` of each state on the way."""
+
+
+def _joined(parts: list[Output]) -> Output:
+    """The outputs of micro-batches as one."""
+    x, times = torch.cat([part.x for part in parts]), parts[0].times
+    trajectory = None if times is None else torch.cat([part.trajectory for part in parts], dim=1)
+    return Output(x, max(part.nfe for part in parts), trajectory, times)
 
 
 def _first_weight(model: torch.nn.Module) -> Tensor:

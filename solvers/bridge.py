@@ -10,42 +10,49 @@ method for the probability-flow ODE.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from solvers.sampler import GridSampler, Step
+from solvers.linear import LinearSampler, Weights
+from solvers.path import Path
 
 
-def bridge(x: Tensor, step: Step, eta: float) -> Tensor:
-    """One step of the family above."""
-    x0, eps = step.predict(x)
-    rho = -torch.expm1(step.log_snr_change)
-    mean = step.alpha_s * x0 + step.sigma_s * torch.sqrt(1 - eta**2 * rho) * eps
-    return mean + eta * step.sigma_s * rho.sqrt() * step.draw(x) if eta else mean
+def bridge(path: Path, eta: float) -> Weights:
+    """The family above."""
+    alpha, sigma = path.alpha[1:], path.sigma[1:]
+    if not eta:
+        return Weights(alpha, sigma)
+    rho = -torch.expm1(-path.log_snr.diff())
+    return Weights(alpha, sigma * torch.sqrt(1 - eta**2 * rho), eta * sigma * rho.sqrt())
 
 
 @dataclass(frozen=True)
-class DDIM(GridSampler):
+class DDIM(LinearSampler):
     """Deterministic for ``eta`` = 0, order 1; ancestral for ``eta`` = 1. One call a step."""
 
+    order: ClassVar[int] = 1
     eta: float = 0.0
-    calls_per_step = 1
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"DDIM: eta must lie in [0, 1], found {self.eta!r}")
 
-    def step(self, x: Tensor, step: Step) -> Tensor:
-        return bridge(x, step, self.eta)
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def plan(self, path: Path) -> Weights:
+        return bridge(path, self.eta)
 
 
 @dataclass(frozen=True)
-class Ancestral(GridSampler):
+class Ancestral(LinearSampler):
     """Draws from the exact transition q(x_s | x_t, x_0) at the predicted x_0; weak order 1, one call a step."""
 
-    calls_per_step = 1
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
 
-    def step(self, x: Tensor, step: Step) -> Tensor:
-        return bridge(x, step, eta=1.0)
+    def plan(self, path: Path) -> Weights:
+        return bridge(path, eta=1.0)

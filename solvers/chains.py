@@ -7,6 +7,7 @@ two sqrt(alpha^2 + sigma^2).
 """
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from sde import SDE, DDPMChain, GaussianChain, GaussianSDE, NCSNLevels
 from sde.base import last_time, require_count
 from sde.discrete import check_variance
+from solvers.path import Path
 from solvers.sampler import Sampler, Step
 
 _SLACK = 1e-3
@@ -65,7 +67,10 @@ class DDPM(Sampler):
     chain: GaussianChain = field(default_factory=DDPMChain)
     variance: str | float = "beta_tilde"
     final: str = "mean"
-    calls_per_step = 1
+    compile: bool = False
+    order: ClassVar[int] = 1
+    calls_per_step: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
         _require("DDPM: chain", self.chain, GaussianChain)
@@ -89,7 +94,10 @@ class DDPM(Sampler):
         """Over evenly spaced indices of the same chain, at most as many as it has."""
         return replace(self, chain=self.chain.respaced(steps))
 
-    def step(self, x: Tensor, step: Step) -> Tensor:
+    def plan(self, path: Path) -> tuple[()]:
+        return ()
+
+    def step(self, x: Tensor, step: Step, carry: None) -> tuple[Tensor, None]:
         """x_{k-1} from x_k, k = N - ``step.index``, in the model's coordinates."""
         k, chain = self.steps - step.index, self.chain
         x_k = x / _scale(chain, k, step.alpha_t, step.sigma_t)
@@ -97,7 +105,7 @@ class DDPM(Sampler):
         t = step.t if step.index else step.model.sde.time(chain.log_snr(k)).clamp(max=last_time(step.model.sde)).to(x)
         prediction = step.model.at_level(x_k, chain.alpha(k, x), chain.sigma(k, x), t)
         mean, variance = chain.reverse(prediction, k, self.variance)
-        return _scale(chain, k - 1, step.alpha_s, step.sigma_s) * (mean + variance.sqrt() * step.draw(x))
+        return _scale(chain, k - 1, step.alpha_s, step.sigma_s) * (mean + variance.sqrt() * step.draw(x)), None
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,9 @@ class AnnealedLangevin(Sampler):
     steps_per_level: int = 5
     step_size: float = 6.2e-6
     final: str = "denoise"
+    compile: bool = False
+    order: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
         _require("AnnealedLangevin: levels", self.levels, NCSNLevels)
@@ -163,7 +174,10 @@ class AnnealedLangevin(Sampler):
         """Over evenly spaced levels of the same, at most as many as there are."""
         return replace(self, levels=self.levels.respaced(steps))
 
-    def step(self, x: Tensor, step: Step) -> Tensor:
+    def plan(self, path: Path) -> tuple[()]:
+        return ()
+
+    def step(self, x: Tensor, step: Step, carry: None) -> tuple[Tensor, None]:
         """All Langevin steps at level k = L - ``step.index``."""
         k, alpha = self.steps - step.index, step.alpha_s
         # x_T is noise of the size of t_max, and becomes noise of the first level's; then y stays what it was.
@@ -171,7 +185,7 @@ class AnnealedLangevin(Sampler):
         x, size = to_level * x, alpha.square() * self.levels.langevin_step(k, self.step_size, x)
         for _ in range(self.steps_per_level):
             x = x + size * step.model.score(x, step.s) + (2 * size).sqrt() * step.fresh(x)
-        return x
+        return x, None
 
 
 def _walk(sde: SDE, times: Tensor, *end: float) -> Tensor:

@@ -12,13 +12,16 @@ on a Gaussian the stationary variance is too large by another 1 + snr^2 in high 
 The noise of a Langevin step is as large as the step, at t_min too: it is always added, whatever ``final`` says.
 """
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sde import SDE
 from sde.base import expand
+from solvers.path import Path
 from solvers.sampler import GridSampler, Sampler, Step
 
 _PSEUDO_VALUES = 32
@@ -26,6 +29,16 @@ _PSEUDO_VALUES = 32
 
 class Corrector(GridSampler):
     """A sampler whose step starts and ends at the time ``step.s``, and leaves the distribution there as it is."""
+
+    order: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
+
+    @abstractmethod
+    def correct(self, x: Tensor, step: Step) -> Tensor:
+        """The state moved at ``step.s``."""
+
+    def step(self, x: Tensor, step: Step, carry: None) -> tuple[Tensor, None]:
+        return self.correct(x, step), None
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,10 @@ class Langevin(Corrector):
     def calls_per_step(self) -> int:
         return self.corrections
 
-    def step(self, x: Tensor, step: Step) -> Tensor:
+    def plan(self, path: Path) -> tuple[()]:
+        return ()
+
+    def correct(self, x: Tensor, step: Step) -> Tensor:
         """All corrections at ``step.s``."""
         for _ in range(self.corrections):
             score = step.model.score(x, step.s)
@@ -89,10 +105,27 @@ class PredictorCorrector(Sampler):
             if not isinstance(getattr(self, role), kind):
                 found = getattr(self, role)
                 raise TypeError(f"PredictorCorrector: {role} must be a {kind.__name__}, found {found!r}")
+        if self.predictor.looks_back:
+            raise ValueError(
+                f"PredictorCorrector: a step of {type(self.predictor).__name__} starts from earlier states, which a "
+                "corrector would have moved; take a predictor such as EulerMaruyama, Ancestral, DDIM or DPMSolver"
+            )
 
     @property
     def steps(self) -> int:
         return self.predictor.steps
+
+    @property
+    def order(self) -> int:
+        return self.predictor.order
+
+    @property
+    def stochastic(self) -> bool:
+        return self.predictor.stochastic or self.corrector.stochastic
+
+    @property
+    def compile(self) -> bool:
+        return self.predictor.compile
 
     @property
     def needs_pair(self) -> bool:
@@ -112,5 +145,10 @@ class PredictorCorrector(Sampler):
     def with_steps(self, steps: int) -> "PredictorCorrector":
         return PredictorCorrector(self.predictor.with_steps(steps), self.corrector)
 
-    def step(self, x: Tensor, step: Step) -> Tensor:
-        return self.corrector.step(self.predictor.step(x, step), step)
+    def plan(self, path: Path) -> tuple[Any, Any]:
+        return self.predictor.plan(path), self.corrector.plan(path)
+
+    def step(self, x: Tensor, step: Step, carry: Any) -> tuple[Tensor, Any]:
+        mine, other = step.own
+        x, carry = self.predictor.step(x, replace(step, own=mine), carry)
+        return self.corrector.correct(x, replace(step, own=other)), carry

@@ -29,6 +29,7 @@ class ProbabilityFlow(Solver):
     method: str = "dopri5"
     steps: int | None = None
     coordinates: str = "auto"
+    compile: bool = False
 
     def __post_init__(self):
         check_coordinates(self.coordinates)
@@ -37,6 +38,10 @@ class ProbabilityFlow(Solver):
     @property
     def needs_pair(self) -> bool:
         return self.coordinates == "angle"
+
+    @property
+    def calls(self) -> int | None:
+        return None
 
     def encode(self, model: ScoreField, x: Tensor) -> Tensor:
         """The latent at t_max of data ``x`` of shape ``(B, ...)``; ``self(model, x_T=latent)`` brings it back."""

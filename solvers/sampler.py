@@ -1,31 +1,31 @@
 """The only loop over steps, and what a sampler knows in each.
 
-A ``Sampler`` states one ``step`` and nothing else. All that depends on time alone is computed for the whole grid, in
-float64, before the loop.
+A ``Sampler`` states a ``plan``, all that depends on time alone, for the whole grid at once; and one ``step``. What a
+step leaves for later ones is handed from step to step, and never kept on the sampler.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from sde import SDE, GaussianSDE, Noise, Prediction, ScoreField
+from sde import SDE, Noise, Prediction, ScoreField
 from sde.base import require_count
 from solvers.base import SamplingDiverged, Solver
 from solvers.grids import GRIDS, time_grid
+from solvers.path import Path, rows
 
 FINALS = ("mean", "sample", "denoise")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampler, from time ``t`` to the earlier time ``s``.
+    """One step of a sampler, from time ``t`` to time ``s``.
 
-    Tensors of shape ``()`` in the dtype and on the device of the samples, but for ``index``, ``draw`` and ``fresh``.
-    Under a process that is not Gaussian alpha is 1, and sigma the noise that its diffusion has added since time 0.
+    Tensors of shape ``()`` in the dtype and on the device of the samples, but for the last four.
     """
 
     model: ScoreField
@@ -35,12 +35,12 @@ class Step:
     alpha_s: Tensor
     sigma_t: Tensor
     sigma_s: Tensor
-    log_snr_change: Tensor
-    """lambda_t - lambda_s, negative."""
     draw: Callable[[Tensor], Tensor]
     """Fresh standard normal noise in the shape of its argument; zeros in the last step when ``final`` is "mean"."""
     fresh: Callable[[Tensor], Tensor]
     """The same, in the last step too."""
+    own: Any = ()
+    """This step's row of the sampler's ``plan``."""
     index: int = 0
     """Number of the step, from 0."""
 
@@ -52,8 +52,13 @@ class Step:
 class Sampler(Solver):
     """A solver with a fixed number of steps over a grid of times."""
 
+    looks_back: ClassVar[bool] = False
+    """Whether a step starts from earlier states too: then no corrector may move them in between."""
+
     steps: int
     final: str
+    order: int
+    """Order of convergence: weak, of the mean and the covariance, where noise is added."""
 
     @abstractmethod
     def times(self, sde: SDE) -> Tensor:
@@ -64,47 +69,69 @@ class Sampler(Solver):
     def calls_per_step(self) -> int:
         """Calls of the model in one step."""
 
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether a step adds noise."""
+
     @abstractmethod
     def with_steps(self, steps: int) -> Self:
         """The same sampler with another number of steps."""
 
     @abstractmethod
-    def step(self, x: Tensor, step: Step) -> Tensor:
-        """The state at ``step.s`` from the state ``x`` at ``step.t``."""
+    def plan(self, path: Path) -> Any:
+        """What depends on time alone: tensors of shape ``(steps,)`` in a (named) tuple, that may hold others."""
+
+    @abstractmethod
+    def step(self, x: Tensor, step: Step, carry: Any) -> tuple[Tensor, Any]:
+        """The state at ``step.s`` from the state ``x`` at ``step.t``, and what the next step is given as ``carry``.
+
+        The first step is given None.
+        """
+
+    @property
+    def calls(self) -> int:
+        return self.steps * self.calls_per_step + (self.final == "denoise")
+
+    def encode(self, model: ScoreField, x: Tensor) -> Tensor:
+        """The latent of data ``x`` of shape ``(B, ...)`` by the same steps taken from t_min to the first time.
+
+        Raises ``ValueError`` where a step adds noise.
+        """
+        if self.stochastic:
+            raise ValueError(f"{self} adds noise, so its data have no latent; encode by DDIM, Heun or ProbabilityFlow")
+        self.check_model(model)
+        with torch.no_grad():
+            path = Path(model.sde, self.times(model.sde).flip(0))
+            return self._walk(model, x, path, Draws(Noise(0), x), lambda *_: None, denoise=False)
 
     def _solve(
         self, model: ScoreField, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]
     ) -> Tensor:
-        plan, draws, finite = self._plan(model.sde, x), Draws(noise, x), []
-        visit(0, plan["t"][0], x)
-        for i in range(self.steps):
+        path = Path(model.sde, self.times(model.sde))
+        return self._walk(model, x, path, Draws(noise, x), visit, denoise=self.final == "denoise")
+
+    def _walk(self, model: ScoreField, x: Tensor, path: Path, draws: "Draws", visit: Callable, denoise: bool) -> Tensor:
+        own, columns, carry, finite = rows(self.plan(path), x), _columns(path, x), None, []
+        visit(0, columns[0][0], x)
+        for i, (t, s, *levels, mine) in enumerate(zip(*columns, own, strict=False)):
             last = i == self.steps - 1
             draws.silent = self.final == "mean" and last
-            now = {name: values[i] for name, values in plan.items()}
-            x = self.step(x, Step(model, draw=draws, fresh=draws.fresh, index=i, **now))
-            if self.final == "denoise" and last:
-                x = model(x, now["s"]).x0
+            x, carry = self.step(x, Step(model, t, s, *levels, draws, draws.fresh, mine, i), carry)
+            if denoise and last:
+                x = model(x, s).x0
             finite.append(torch.isfinite(x).all())  # looked at after the loop, which never waits for a GPU
-            visit(i + 1, now["s"], x)
-        self._check(x, torch.stack(finite), plan["s"])
+            visit(i + 1, s, x)
+        self._check(x, torch.stack(finite), path.times)
         return x
-
-    def _plan(self, sde: SDE, x: Tensor) -> dict[str, Tensor]:
-        times = self.times(sde)
-        alpha, sigma = levels(sde, times)
-        log_snr = 2 * (alpha.log() - sigma.log())
-        columns = {"t": times[:-1], "s": times[1:], "log_snr_change": log_snr[:-1] - log_snr[1:]}
-        for name, values in {"alpha": alpha, "sigma": sigma}.items():
-            columns[f"{name}_t"], columns[f"{name}_s"] = values[:-1], values[1:]
-        return {name: column.detach().to(x) for name, column in columns.items()}
 
     def _check(self, x: Tensor, finite: Tensor, times: Tensor):
         if not bool(finite.all()):
             first, bad = int(finite.int().argmin()), int((~torch.isfinite(x).flatten(1).all(1)).sum())
             raise SamplingDiverged(
-                f"{self}: step {first + 1} of {len(finite)}, at t={float(times[first]):.3g}, gave values that are not "
-                f"finite ({bad} of {len(x)} samples in the end); use more steps or another grid, and check the weights "
-                "of the network and that it was trained under this SDE"
+                f"{self}: step {first + 1} of {len(finite)}, at t={float(times[first + 1]):.3g}, gave values that are "
+                f"not finite ({bad} of {len(x)} samples in the end); use more steps or another grid, and check the "
+                "weights of the network and that it was trained under this SDE"
             )
 
 
@@ -115,14 +142,16 @@ class GridSampler(Sampler):
     Parameters
     ----------
     steps: number of steps.
-    grid: "uniform", "log_snr" or "karras" (see ``solvers.grids``).
+    grid: one of ``solvers.GRIDS`` (see ``solvers.grids``).
     final: "mean" - the last step adds no noise; "sample" - it does; "denoise" - the posterior mean of x_0 at t_min in
         place of the sample, for one more call of the model.
+    compile: compile the model (``torch.compile``; on a GPU its kernels then replay as a CUDA graph).
     """
 
     steps: int = 100
     grid: str = "uniform"
     final: str = "mean"
+    compile: bool = False
 
     @property
     def needs_pair(self) -> bool:
@@ -157,12 +186,7 @@ class Draws:
         return self.noise.normal(tuple(like.shape), self.number, like.device, like.dtype)
 
 
-def levels(sde: SDE, times: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at the ``times``; for a process that is not Gaussian 1 and sqrt(integral of g^2 from 0)."""
-    if isinstance(sde, GaussianSDE):
-        return sde.alpha(times), sde.sigma(times)
-    fine = torch.linspace(sde.t_min, sde.t_max, 4097, dtype=times.dtype)
-    rate = sde.diffusion(fine).square()
-    added = torch.cat((rate[:1] * sde.t_min, 0.5 * (rate[1:] + rate[:-1]) * fine.diff())).cumsum(0)
-    nearest = ((times - sde.t_min) / (sde.t_max - sde.t_min) * 4096).round().long()
-    return torch.ones_like(times), added[nearest].sqrt()
+def _columns(path: Path, x: Tensor) -> list[tuple[Tensor, ...]]:
+    """t, s, alpha_t, alpha_s, sigma_t, sigma_s of all steps."""
+    columns = (column.to(x).unbind() for column in (path.times, path.alpha, path.sigma))
+    return [part for column in columns for part in (column[:-1], column[1:])]

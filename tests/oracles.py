@@ -28,6 +28,8 @@ from sde import (
     preserving,
 )
 from sde.base import last_time
+from solvers import Step
+from solvers.path import Path, rows
 
 
 def _concrete_sdes():
@@ -222,6 +224,14 @@ def response(monkeypatch, sampler, model, dimension=1, draws=1):
     out = sampler(model, x_T=x_T).x
     rows = out[1:] - out[0]
     return Response(out[0], rows[:d], rows[d:].reshape(k, d, d))
+
+
+def one_step(sampler, model, t, s, x, index=1):
+    """The mean of one step of a sampler, from time ``t`` to ``s``, as the number ``index`` of its steps."""
+    path = Path(model.sde, torch.tensor([t, s], dtype=torch.float64))
+    own = next(iter(rows(sampler.plan(path), x)))
+    step = Step(model, *path.times, *path.alpha, *path.sigma, torch.zeros_like, torch.zeros_like, own, index)
+    return sampler.step(x, step, None)[0]
 
 
 def marginal(model, t):

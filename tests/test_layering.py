@@ -37,6 +37,6 @@ def test_the_process_needs_torch_alone():
         assert imported(file) <= {"sde", "torch", *sys.stdlib_module_names}, file
 
 
-def test_solvers_need_torch_and_torchdiffeq_alone():
+def test_solvers_need_torch_torchdiffeq_and_a_progress_bar_alone():
     for file in sorted((ROOT / "solvers").rglob("*.py")):
-        assert imported(file) <= {"sde", "solvers", "torch", "torchdiffeq", *sys.stdlib_module_names}, file
+        assert imported(file) <= {"sde", "solvers", "torch", "torchdiffeq", "tqdm", *sys.stdlib_module_names}, file

@@ -24,7 +24,7 @@ from solvers import (
     simulate,
     time_grid,
 )
-from solvers.sampler import levels
+from solvers.path import Path
 
 SDE_ = Benes()
 
@@ -82,7 +82,7 @@ def test_samplers_carry_the_prior_to_the_data(sampler, bias):
 def test_the_noise_level_of_a_process_without_one_is_what_its_diffusion_has_added():
     """sqrt(t + t^2 / 2), the integral of g^2 from time 0; the level that bounds a Langevin step."""
     times = time_grid("uniform", SDE_, 7)
-    alpha, sigma = levels(SDE_, times)
+    alpha, sigma = (lambda path: (path.alpha, path.sigma))(Path(SDE_, times))
     assert torch.equal(alpha, torch.ones_like(times))
     assert torch.allclose(sigma**2, times + times**2 / 2, rtol=1e-3)
 

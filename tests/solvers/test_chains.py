@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from oracles import ROWS, SDES, ExactNet, correlated, gaussian, marginal, mixture, response
+from oracles import ROWS, SDES, ExactNet, correlated, gaussian, marginal, mixture, one_step, response
 
 from models import MLP, GaussianMixture, ScoreNetwork, denoising_score_matching
 from models.parametrization import ROWS as PARAMETRIZATIONS
@@ -23,7 +23,7 @@ from sde import (
     linear_betas,
     sde_betas,
 )
-from solvers import DDIM, DDPM, AnnealedLangevin, EulerMaruyama, Langevin, PredictorCorrector, Step
+from solvers import DDIM, DDPM, AnnealedLangevin, EulerMaruyama, Langevin, PredictorCorrector
 from solvers.base import SamplingDiverged
 from solvers.chains import level_times
 
@@ -119,14 +119,6 @@ def test_ddpm_over_the_levels_of_vp_is_ancestral_and_ddim(steps):
     assert torch.allclose(found[-1], expected[-1], atol=0.05)
 
 
-def at_time(sampler, model, t, s, x, index=1):
-    """The mean of one step of a sampler in continuous time."""
-    sde = model.sde
-    t, s = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
-    levels = (sde.alpha(t), sde.alpha(s), sde.sigma(t), sde.sigma(s), sde.log_snr(t) - sde.log_snr(s))
-    return sampler.step(x, Step(model, t, s, *levels, torch.zeros_like, torch.zeros_like, index))
-
-
 @pytest.mark.parametrize("variance", ["beta_tilde", "beta"])
 def test_a_step_is_euler_maruyama_to_second_order(variance):
     """The difference of the means falls by 4 when the step is halved."""
@@ -135,8 +127,8 @@ def test_a_step_is_euler_maruyama_to_second_order(variance):
     def difference(steps):
         chain, t = DDPMChain(sde_betas(VP(), steps)), 0.5
         index = steps - steps // 2  # at level steps / 2
-        one = at_time(DDPM(chain, variance), model, t, t - 1 / steps, x, index)
-        return float(one - at_time(EulerMaruyama(), model, t, t - 1 / steps, x))
+        one = one_step(DDPM(chain, variance), model, t, t - 1 / steps, x, index)
+        return float(one - one_step(EulerMaruyama(), model, t, t - 1 / steps, x))
 
     assert difference(2000) / difference(4000) == pytest.approx(4, abs=0.1)
 

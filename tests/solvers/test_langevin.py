@@ -28,7 +28,7 @@ class Isotropic(ScoreModel):
 def at(model, time, draw):
     t = torch.tensor(time, dtype=torch.float64)
     alpha, sigma = model.sde.alpha(t), model.sde.sigma(t)
-    return Step(model, t, t, alpha, alpha, sigma, sigma, 0 * t, torch.zeros_like, draw)
+    return Step(model, t, t, alpha, alpha, sigma, sigma, torch.zeros_like, draw)
 
 
 def stationary(corrector, model, time, shape, steps, burn):
@@ -39,7 +39,7 @@ def stationary(corrector, model, time, shape, steps, burn):
     step = at(model, time, lambda x: Noise(0).normal(tuple(x.shape), next(number), dtype=x.dtype))
     x, found = variance.sqrt() * Noise(0).normal(shape, dtype=torch.float64), []
     for i in range(steps):
-        x = corrector.step(x, step)
+        x = corrector.correct(x, step)
         found += [x.square().mean() / variance] * (i >= burn)
     return float(torch.stack(found).mean())
 
@@ -51,7 +51,7 @@ def test_the_step_is_that_of_the_paper_in_high_dimension(snr):
     model = Isotropic(sde, 1e-4)
     x = sde.sigma(torch.tensor(0.5)) * Noise(1).normal((3, dimension), dtype=torch.float64)
     z = Noise(2).normal((3, dimension), dtype=torch.float64)
-    found = Langevin(snr=snr).step(x, at(model, 0.5, lambda _: z))
+    found = Langevin(snr=snr).correct(x, at(model, 0.5, lambda _: z))
     score = -x / model.total(torch.tensor(0.5, dtype=torch.float64))
     size = 2 * snr**2 * dimension / score.square().sum(1, keepdim=True)
     assert torch.allclose(found, x + size * score + (2 * size).sqrt() * z, rtol=1e-3, atol=1e-4 * float(x.std()))
@@ -81,8 +81,8 @@ def test_one_correction_of_the_exact_marginal_moves_it_by_the_square_of_the_step
 
     def moved(snr):
         corrector = Langevin(snr=snr)
-        moved = corrector.step(nodes[:, None], at(model, 0.5, torch.zeros_like))[:, 0]
-        noise = corrector.step(nodes[:, None], at(model, 0.5, torch.ones_like))[:, 0] - moved
+        moved = corrector.correct(nodes[:, None], at(model, 0.5, torch.zeros_like))[:, 0]
+        noise = corrector.correct(nodes[:, None], at(model, 0.5, torch.ones_like))[:, 0] - moved
         return float((weights * (moved**2 + noise**2)).sum()) - 1
 
     assert moved(0.1) / moved(0.05) == pytest.approx(4, abs=0.5)
@@ -104,6 +104,6 @@ def test_the_step_is_bounded_where_the_score_vanishes(sde):
     model, z = gaussian(sde, 0.25), torch.ones(1, 1, dtype=torch.float64)
     for time in (sde.t_min, sde.t_max):
         for snr in (0.16, 10.0):
-            found = Langevin(snr=snr).step(0 * z, at(model, time, lambda _: z))
+            found = Langevin(snr=snr).correct(0 * z, at(model, time, lambda _: z))
             sigma = sde.sigma(torch.tensor(time, dtype=torch.float64))
             assert 0 < float(found) <= float(sigma) * math.sqrt(0.5) * (1 + 1e-9), (time, snr)

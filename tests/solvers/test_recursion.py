@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from oracles import FEW_SDES, SDES, Watch, gaussian, marginal, paper, response
+from oracles import FEW_SDES, SDES, Watch, gaussian, marginal, one_step, paper, response
 
 from models import GaussianMixture
 from sde import VE, VP, SubVP
 from sde.base import last_time
-from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, Step, time_grid
+from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, time_grid
 
 VARIANCES = (1.0, 0.25, 1e-2, 1e-4)
 
@@ -139,16 +139,6 @@ def test_order_of_the_probability_flow(method, ratio, slack, direction):
     assert error(80) / error(160) == pytest.approx(ratio, abs=slack)
 
 
-def one_step(sampler, model, t, s, x):
-    sde = model.sde
-    t, s = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
-    change = sde.log_snr(t) - sde.log_snr(s)
-    step = Step(
-        model, t, s, sde.alpha(t), sde.alpha(s), sde.sigma(t), sde.sigma(s), change, torch.zeros_like, torch.zeros_like
-    )
-    return sampler.step(x, step)
-
-
 @pytest.mark.parametrize("sde", SDES, ids=str)
 def test_ancestral_is_euler_maruyama_to_second_order(sde):
     model, x = gaussian(sde, 0.25, 0.3), torch.ones(1, 1, dtype=torch.float64)
@@ -219,9 +209,9 @@ def test_b1_the_steps_are_those_of_the_grid_and_end_at_t_min(sde, steps):
     grid = time_grid("uniform", sde, steps)
 
     class Widths(EulerMaruyama):
-        def step(self, x, step):
+        def step(self, x, step, carry):
             seen.append(float(step.t - step.s))
-            return super().step(x, step)
+            return super().step(x, step, carry)
 
     Widths(steps)(model, shape=(1, 1), dtype=torch.float64)
     assert model.times == grid[:-1].tolist()
