@@ -47,23 +47,30 @@ class Noise:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be an integer in [0, 2^64), found {self.seed!r}")
 
-    def words(self, shape: tuple[int, ...], draw: int, device=None) -> Tensor:
-        """Uniform 32-bit words as int64, of the given shape ``(B, ...)``."""
-        batch, size = shape[0], math.prod(shape[1:])
-        block = torch.arange(-(-size // 4), device=device)
-        sample = torch.arange(self.first, self.first + batch, device=device)[:, None]
-        zero = torch.zeros_like(block)
-        words = philox((block + zero, sample & _MASK, zero + draw, sample >> 32), (self.seed & _MASK, self.seed >> 32))
-        return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :size].reshape(shape)
+    def words(self, shape: tuple[int, ...], draw: int | Tensor, device=None) -> Tensor:
+        """Uniform 32-bit words as int64, of the given shape ``(B, ...)``; for a ``draw`` of shape ``(K,)``, K of them.
 
-    def normal(self, shape: tuple[int, ...], draw: int = 0, device=None, dtype=torch.float32) -> Tensor:
-        """Independent standard normal numbers of shape ``(B, ...)`` by the transform of Box and Muller."""
-        batch, size = shape[0], math.prod(shape[1:])
-        pairs = self.words((batch, 2 * -(-size // 2)), draw, device).unflatten(1, (-1, 2)).to(torch.float64)
+        Many draws at once cost little more than one: it is the number of operations that costs.
+        """
+        draw = torch.as_tensor(draw, device=device)
+        block = torch.arange(-(-math.prod(shape[1:]) // 4), device=device)
+        sample = torch.arange(self.first, self.first + shape[0], device=device)[:, None]
+        counter = torch.broadcast_tensors(block, sample & _MASK, draw[..., None, None], sample >> 32)
+        words = torch.stack(philox(counter, (self.seed & _MASK, self.seed >> 32)), dim=-1)
+        return words.flatten(-2)[..., : math.prod(shape[1:])].reshape(*draw.shape, *shape)
+
+    def normal(self, shape: tuple[int, ...], draw: int | Tensor = 0, device=None, dtype=torch.float32) -> Tensor:
+        """Independent standard normal numbers of shape ``(B, ...)``, or ``(K, B, ...)``, by Box and Muller's transform.
+
+        ``draw`` as for ``words``.
+        """
+        size = math.prod(shape[1:])
+        words = self.words((shape[0], 2 * -(-size // 2)), draw, device)
+        pairs = words.unflatten(-1, (-1, 2)).to(torch.float64)
         radius = torch.sqrt(-2 * torch.log((pairs[..., 0] + 0.5) * 2.0**-32)).to(dtype)
         angle = (pairs[..., 1] * (2 * math.pi * 2.0**-32)).to(dtype)
         normal = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-        return normal.flatten(1)[:, :size].reshape(shape)
+        return normal.flatten(-2)[..., :size].reshape(words.shape[: words.dim() - 2] + tuple(shape))
 
     def rademacher(self, shape: tuple[int, ...], draw: int = 0, device=None, dtype=torch.float32) -> Tensor:
         """Independent signs, +1 or -1 with probability 1/2 each, of shape ``(B, ...)``."""

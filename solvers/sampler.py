@@ -19,6 +19,7 @@ from solvers.grids import GRIDS, time_grid
 from solvers.path import Path, rows
 
 FINALS = ("mean", "sample", "denoise")
+_AHEAD = 2**15  # numbers to draw at a time
 
 
 @dataclass(frozen=True)
@@ -173,17 +174,22 @@ class GridSampler(Sampler):
 
 
 class Draws:
-    """Numbered draws of standard normal noise; number 0 belongs to the prior."""
+    """Numbered draws of standard normal noise in the shape of ``x``; number 0 belongs to the prior."""
 
     def __init__(self, noise: Noise, x: Tensor):
         self.noise, self.number, self.silent = noise, 0, False
+        self.ahead = max(1, min(64, _AHEAD // max(1, x.numel())))
+        self.ready: list[Tensor] = []
 
     def __call__(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if self.silent else self.fresh(like)
 
     def fresh(self, like: Tensor) -> Tensor:
+        if not self.ready:  # drawn ahead, for many small draws cost as much as one
+            numbers = torch.arange(self.number + self.ahead, self.number, -1, device=like.device)
+            self.ready = list(self.noise.normal(tuple(like.shape), numbers, like.device, like.dtype))
         self.number += 1
-        return self.noise.normal(tuple(like.shape), self.number, like.device, like.dtype)
+        return self.ready.pop()
 
 
 def _columns(path: Path, x: Tensor) -> list[tuple[Tensor, ...]]:
