@@ -41,8 +41,15 @@ class Comparison:
 
 
 def build_solvers(config: DictConfig) -> dict[str, Solver]:
-    """The solvers to compare, by name, ``solver=`` among them."""
-    solvers = {name: build(node, where=f"compare.solvers.{name}") for name, node in config.compare.solvers.items()}
+    """The solvers that ``compare.names`` lists, by name, and ``solver=`` among them."""
+    known = config.compare.solvers
+    for name in config.compare.names:
+        if name not in known:
+            raise ConfigError(
+                f"compare.names: no solver {name!r}; choose from {', '.join(known)}, or add a file solver/{name}.yaml "
+                f"of your own by +solver@compare.solvers.{name}={name}"
+            )
+    solvers = {name: build(known[name], where=f"compare.solvers.{name}") for name in config.compare.names}
     chosen = build(config.solver, where="solver")
     if chosen not in solvers.values():
         solvers["solver"] = chosen
@@ -57,6 +64,10 @@ def check(settings: DictConfig) -> None:
     if settings.samples < 2 or settings.seeds < 1:
         found = f"samples={settings.samples}, seeds={settings.seeds}"
         raise ConfigError(f"compare needs samples >= 2 and seeds >= 1, found {found}")
+    if settings.batch_size is not None and settings.batch_size < 1:
+        raise ConfigError(
+            f"compare.batch_size must be a positive number of samples or null, found {settings.batch_size}"
+        )
     if not settings.budgets or min(settings.budgets) < 1:
         raise ConfigError(f"compare.budgets must be positive numbers of network calls, found {list(settings.budgets)}")
 
@@ -64,14 +75,22 @@ def check(settings: DictConfig) -> None:
 def budgeted(solvers: dict[str, Solver], budgets: list[int]) -> Iterator[tuple[str, Solver]]:
     """Each sampler at the numbers of steps that spend each budget; solvers that choose their own steps, once."""
     for name, solver in solvers.items():
-        if isinstance(solver, Sampler):
-            calls = max(1, solver.calls_per_step)
-            steps = sorted({budget // calls for budget in budgets if budget >= calls})
-            if not steps:
-                raise ConfigError(f"compare.budgets={budgets}: {name} needs at least {calls} network calls")
-            yield from ((name, solver.with_steps(n)) for n in steps)
-        else:
+        if not isinstance(solver, Sampler):
             yield name, solver
+            continue
+        found = dict.fromkeys(filter(None, (_within(solver, budget) for budget in sorted(set(budgets)))))
+        if not found:
+            raise ConfigError(
+                f"compare.budgets={budgets}: {name} needs at least {solver.with_steps(1).calls} network calls"
+            )
+        yield from ((name, sampler) for sampler in found)
+
+
+def _within(sampler: Sampler, budget: int) -> Sampler | None:
+    """The sampler with as many steps as the budget of calls allows."""
+    steps = budget // max(1, sampler.calls_per_step)
+    found = (sampler.with_steps(n) for n in (steps, steps - 1) if n > 0)
+    return next((one for one in found if one.calls <= budget), None)
 
 
 def compare(model: ScoreNetwork, problem: Problem, config: DictConfig, device: torch.device) -> Comparison:
@@ -85,17 +104,17 @@ def compare(model: ScoreNetwork, problem: Problem, config: DictConfig, device: t
     solvers, wanted = build_solvers(config), build(config.solver, where="solver")
     plan = list(budgeted(solvers, list(settings.budgets)))
     for name, solver in tqdm(plan, desc="samplers", disable=None, leave=False):
-        row, drawn = _measure(name, solver, model, (n, *problem.data.shape), test, config.seed, settings.seeds, device)
+        row, drawn = _measure(name, solver, model, (n, *problem.data.shape), test, config.seed, settings, device)
         rows.append(row)
         samples[name] = drawn
     return Comparison(rows, floor, samples, next(name for name, solver in solvers.items() if solver == wanted))
 
 
-def _measure(name, solver, model, shape, test, seed, seeds, device) -> tuple[Row, Tensor]:
-    distances, nfe, seconds, first = [], 0.0, 0.0, None
+def _measure(name, solver, model, shape, test, seed, settings, device) -> tuple[Row, Tensor]:
+    distances, nfe, seconds, first, seeds = [], 0.0, 0.0, None, settings.seeds
     for i in range(seeds):
         started = time.perf_counter()
-        out = solver(model, shape=shape, seed=seed + i, device=device)
+        out = solver(model, shape=shape, seed=seed + i, device=device, batch_size=settings.batch_size)
         x = out.x.cpu()  # waits for a GPU
         nfe, seconds = nfe + out.nfe / seeds, seconds + (time.perf_counter() - started) / seeds
         first = x if first is None else first

@@ -39,6 +39,8 @@ class Compare:
     samples: int = MISSING
     seeds: int = MISSING
     budgets: list[int] = MISSING
+    batch_size: int | None = None
+    names: list[str] = MISSING
     solvers: dict[str, Any] = field(default_factory=dict)
 
 

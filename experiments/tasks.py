@@ -4,6 +4,7 @@ Everything that a task will need is built and checked before the first long comp
 """
 
 import logging
+import sys
 import time
 from dataclasses import asdict
 
@@ -75,7 +76,12 @@ def sample(config: DictConfig, run: Run) -> None:
     solver = build(config.solver, where="solver")
     model = load_model(session)
     out = solver(
-        model, shape=(config.compare.samples, *session.problem.data.shape), seed=config.seed, device=session.device
+        model,
+        shape=(config.compare.samples, *session.problem.data.shape),
+        seed=config.seed,
+        device=session.device,
+        batch_size=config.compare.batch_size,
+        progress=sys.stderr.isatty(),
     )
     np.save(run.path("samples", "samples.npy"), out.x.cpu().numpy())
     run.note(sampling={"solver": str(solver), "nfe": out.nfe, "samples": len(out.x)})

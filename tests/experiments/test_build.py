@@ -126,3 +126,19 @@ def test_a_budget_is_spent_in_whole_steps():
     assert [name for name, _ in plan].count("probability_flow") == 1
     with pytest.raises(ConfigError, match="heun needs at least 2 network calls"):
         list(budgeted({"heun": build(configuration("solver=heun").solver)}, [1]))
+
+
+def test_any_list_of_solvers_is_compared():
+    config = configuration("compare.names=[heun,ddpm]", "solver=heun", "compare.solvers.heun.grid=log_snr")
+    assert config.compare.solvers.keys() == set(choices("solver"))
+    found = build_solvers(config)
+    assert list(found) == ["heun", "ddpm", "solver"] and found["heun"].grid == "log_snr"
+    with pytest.raises(ConfigError, match=r"compare\.names: no solver 'huen'; choose from .*heun"):
+        build_solvers(configuration("compare.names=[huen]"))
+
+
+def test_a_budget_counts_the_call_that_denoises():
+    ddim = build(configuration("solver=ddim", "solver.final=denoise").solver)
+    assert [s.steps for _, s in budgeted({"ddim": ddim}, [10, 10, 2])] == [1, 9]
+    with pytest.raises(ConfigError, match="ddim needs at least 2 network calls"):
+        list(budgeted({"ddim": ddim}, [1]))
