@@ -7,6 +7,7 @@ from solvers.chains import DDPM, AnnealedLangevin
 from solvers.decoder import DiscretizedGaussian
 from solvers.divergence import Divergence, Exact, Hutchinson
 from solvers.euler_maruyama import EulerMaruyama
+from solvers.exponential_adams import ExponentialAdams
 from solvers.grids import GRIDS, time_grid
 from solvers.heun import Heun
 from solvers.langevin import Langevin, PredictorCorrector
@@ -27,6 +28,7 @@ __all__ = [
     "Divergence",
     "EulerMaruyama",
     "Exact",
+    "ExponentialAdams",
     "GridSampler",
     "Heun",
     "Hutchinson",

@@ -8,6 +8,8 @@ from torch import Tensor
 from sde import SDE, GaussianSDE
 from sde.base import last_time
 
+_PEAK = -0.12  # ln(sigma / alpha) where the nodes are densest
+
 
 def uniform(sde: SDE, u: Tensor) -> Tensor:
     """Equal steps in time (Song et al., 2021)."""
@@ -27,7 +29,27 @@ def karras(sde: GaussianSDE, u: Tensor) -> Tensor:
     return sde.time(-14 * torch.log(first + (last - first) * u))
 
 
-GRIDS = {"uniform": uniform, "log_snr": log_snr, "karras": karras}
+def balanced(sde: GaussianSDE, u: Tensor) -> Tensor:
+    """Equal parts of a density of nodes in z = ln(sigma / alpha), and one step from the last of them to t_min.
+
+    Denser by half where sigma / alpha is of the size of the data, with the last of N nodes at .0308 (N / 20)^-.74: for
+    methods that end as ``ExponentialAdams`` does.
+    """
+    steps = len(u) - 1
+    first, end = (math.exp(-0.5 * log_snr) for log_snr in sde.log_snr_range)
+    last = max(0.0308 * (steps / 20) ** -0.74, 1.5 * end)
+    z = torch.linspace(math.log(first), math.log(last), 4001, dtype=u.dtype)
+    width = torch.where(z < _PEAK, 2.4, 1.15)
+    mass = torch.cumulative_trapezoid(1 + 1.1 * torch.exp(-0.5 * ((z - _PEAK) / width).square()))
+    share = torch.nn.functional.pad(mass / mass[-1], (1, 0))
+    wanted = torch.linspace(0, 1, steps, dtype=u.dtype)
+    above = torch.searchsorted(share, wanted).clamp(min=1)
+    part = (wanted - share[above - 1]) / (share[above] - share[above - 1])
+    nodes = torch.lerp(z[above - 1], z[above], part)
+    return torch.nn.functional.pad(sde.time(-2 * nodes), (0, 1), value=sde.t_min)
+
+
+GRIDS = {"uniform": uniform, "log_snr": log_snr, "karras": karras, "balanced": balanced}
 
 
 def time_grid(name: str, sde: SDE, steps: int) -> Tensor:
