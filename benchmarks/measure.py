@@ -49,10 +49,12 @@ def small_end(budget: int) -> float:
     return 0.0308 * (budget / 20) ** -0.74
 
 
-def plans(method: Method, budget: int, endings: bool) -> Iterator[Plan]:
-    """Every setting of a method; with ``endings``, also those in place of its own."""
+def plans(
+    method: Method, budget: int, endings: bool, last: Callable[[int], tuple[float, ...]] = ends
+) -> Iterator[Plan]:
+    """Every setting of a method, ``last`` its last levels; with ``endings``, also those in place of its own."""
     for grid in method.grids:
-        for end in ((None,) if method.own_end else ()) + ends(budget):
+        for end in ((None,) if method.own_end else ()) + last(budget):
             yield Plan(1, grid, end)
         for kind in method.endings[1:] if endings else ():
             yield Plan(1, grid, small_end(budget), kind)
@@ -64,11 +66,12 @@ def measure(
     budgets: Iterable[int],
     endings: bool = False,
     error: Callable[[Tensor], float] | None = None,
+    last: Callable[[int], tuple[float, ...]] = ends,
 ) -> Iterator[Record]:
     """A record of every run; ``error`` of the samples, RMSE per dimension unless given."""
     for method in methods:
         for budget in budgets:
-            for plan in plans(method, budget, endings):
+            for plan in plans(method, budget, endings, last):
                 if run := within(method, problem, plan, budget):
                     library = method.library + (", our ending" if plan.ending != "own" else "")
                     found = (error or problem.error)(run.y)

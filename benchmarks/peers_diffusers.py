@@ -52,8 +52,7 @@ def _chain(name: str, **options) -> Callable:
 
     def run(problem: Problem, plan: Plan) -> tuple[Tensor, int]:
         trained = {"trained_betas": betas(problem.s, plan.end), "prediction_type": "sample"}
-        lower = {"lower_order_final": False} if plan.ending != "own" else {}
-        scheduler = _scheduler(name, trained | _GRIDS[plan.grid] | options | lower, plan.steps)
+        scheduler = _scheduler(name, trained | _GRIDS[plan.grid] | options | _full_order(name, plan), plan.steps)
         denoise, x = Denoiser(problem.function), None
         for i, t in enumerate(scheduler.timesteps):
             s = _level(scheduler, i, t)
@@ -72,7 +71,7 @@ def _exploding(name: str, **options) -> Callable:
     """A scheduler of states y that takes the network of EDM, or eps, for the model's output."""
 
     def run(problem: Problem, plan: Plan) -> tuple[Tensor, int]:
-        scheduler = _scheduler(name, _parameters(name, problem, plan) | options, plan.steps)
+        scheduler = _scheduler(name, _parameters(name, problem, plan) | options | _full_order(name, plan), plan.steps)
         denoise, y = Denoiser(problem.function), problem.y
         for i, t in enumerate(scheduler.timesteps):
             s = scheduler.sigmas[i]
@@ -86,11 +85,15 @@ def _exploding(name: str, **options) -> Callable:
     return run
 
 
+def _full_order(name: str, plan: Plan) -> dict:
+    """Without its own ending a multistep scheduler need not lower its order in the last steps."""
+    return {"lower_order_final": False} if "Multistep" in name and plan.ending != "own" else {}
+
+
 def _parameters(name: str, problem: Problem, plan: Plan) -> dict:
-    lower = {"lower_order_final": False} if plan.ending != "own" else {}
     if not name.startswith("EDM"):
         return {"trained_betas": betas(problem.s, plan.end), **_GRIDS[plan.grid]}
-    return {"sigma_min": plan.end, "sigma_max": problem.s, "sigma_schedule": plan.grid} | lower
+    return {"sigma_min": plan.end, "sigma_max": problem.s, "sigma_schedule": plan.grid}
 
 
 def _output(scheduler, y: Tensor, s: Tensor, x0: Tensor) -> Tensor:

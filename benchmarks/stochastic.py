@@ -1,6 +1,8 @@
 """Stochastic samplers by the sliced W2 distance of 10 000 samples to 10 000 fresh draws of target a."""
 
+import math
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,16 +19,22 @@ from targets import Target, circle
 
 BUDGETS = (20, 50, 100, 250)
 STARTS = {"VE": VE(), "VP": VP()}
-_SAMPLES, _REPEATS = 10_000, 10
+_SAMPLES, _REPEATS, _PROJECTIONS = 10_000, 10, 128
+_ENDS = (0.01, 0.03)
 
 
 def _draw(target: Target, seed: int) -> torch.Tensor:
     return target.model(VP(), torch.float64).sample(_SAMPLES, seed)
 
 
+def _distance(now: Problem, y: torch.Tensor) -> float:
+    return sliced_w2(y, now.reference, _PROJECTIONS) if bool(torch.isfinite(y).all()) else math.inf
+
+
 def floor(target: Target) -> tuple[float, float]:
     """Mean and standard deviation of the distance between two independent draws of the data."""
-    values = [sliced_w2(_draw(target, 1000 + 2 * i), _draw(target, 1001 + 2 * i)) for i in range(_REPEATS)]
+    pairs = [(_draw(target, 1000 + 2 * i), _draw(target, 1001 + 2 * i)) for i in range(_REPEATS)]
+    values = [sliced_w2(*pair, _PROJECTIONS) for pair in pairs]
     return statistics.mean(values), statistics.stdev(values)
 
 
@@ -50,7 +58,7 @@ def report(seeds: list[int], budgets: tuple[int, ...] | None, out: Path, store: 
             now = problem(target, start, seed)
             torch.manual_seed(seed)  # peers draw from the global generator
             chosen = [*methods, *ours.methods(ours.SDE)]
-            records += store.measure(now, chosen, budgets, error=lambda y, now=now: sliced_w2(y, now.reference))
+            records += store.measure(now, chosen, budgets, error=partial(_distance, now), last=lambda n: _ENDS)
             print(f"  {now.name}, seed {seed}", flush=True)
     draw(records, budgets, out / "samplers_sde.png", "sliced W2")
     title = f"Stochastic samplers: sliced W2 to fresh data, {_SAMPLES} samples, medians over seeds {seeds}; "

@@ -1,10 +1,8 @@
 """Records on disk, so that peers are run once: their runs are read back, ours are always run again."""
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-
-from torch import Tensor
 
 from measure import OURS, Record, measure
 from problem import Method, Problem
@@ -15,17 +13,17 @@ class Store:
 
     def __init__(self, path: Path | None = None):
         self.path = path
-        self.kept = [_record(row) for row in csv.reader(path.open())] if path and path.is_file() else []
+        lines = path.read_text().splitlines() if path and path.is_file() else []
+        self.kept = [_record(row) for row in csv.reader(lines)]
 
     def measure(
         self,
         problem: Problem,
         methods: Iterable[Method],
         budgets: tuple[int, ...],
-        endings: bool = False,
-        error: Callable[[Tensor], float] | None = None,
+        **options,
     ) -> list[Record]:
-        """``measure.measure``, with what is stored of the other libraries in place of running it again."""
+        """``measure.measure``, with what is stored of other libraries in place of running it again."""
         methods, budgets = list(methods), tuple(budgets)
         names = {(method.library, method.name) for method in methods}
         here = [r for r in self.kept if (r.case, r.seed) == (problem.name, problem.seed) and r.budget in budgets]
@@ -34,7 +32,7 @@ class Store:
         fresh = []
         for method in methods:
             left = [n for n in budgets if method.library == OURS or (method.library, method.name, n) not in done]
-            fresh += measure(problem, [method], left, endings, error)
+            fresh += measure(problem, [method], left, **options)
         self._append(r for r in fresh if r.library != OURS)
         return here + fresh
 
