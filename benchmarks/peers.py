@@ -7,12 +7,11 @@ A library that is not installed has no methods here; ``available`` says so.
 
 import importlib
 import importlib.util
-import math
 import sys
 import types
 from collections.abc import Callable
+from functools import cache
 
-import torch
 from torch import Tensor
 
 import peers_azula
@@ -22,12 +21,14 @@ from problem import Denoiser, Method, Plan, Problem, ending
 ENDINGS = ("own", "half", "two")
 
 
+@cache
 def _kdiffusion():
     """The module of samplers alone: the package imports a dozen image libraries that the samplers don't use."""
     found = importlib.util.find_spec("k_diffusion")
     if found is None:
         raise ImportError("k_diffusion")
     package = types.ModuleType("k_diffusion")
+    package.__spec__ = found
     package.__path__ = list(found.submodule_search_locations)
     sys.modules.setdefault("k_diffusion", package)
     missing = [name for name in ("torchvision", "torchvision.transforms", "torchsde") if not _there(name)]
@@ -71,8 +72,10 @@ def _kdiffusion_run(library, sample: Callable, **options):
 
 def _fast(library):
     def run(problem: Problem, plan: Plan) -> tuple[Tensor, int]:
-        denoise, first = Denoiser(problem.function), math.nextafter(problem.s, 0)
-        y = library.sample_dpm_fast(lambda y, s: denoise(y, s[0]), problem.y, plan.end, first, plan.steps, disable=True)
+        denoise = Denoiser(problem.function)
+        y = library.sample_dpm_fast(
+            lambda y, s: denoise(y, s[0]), problem.y, plan.end, problem.s, plan.steps, disable=True
+        )
         return y, denoise.calls
 
     return run
@@ -126,8 +129,3 @@ def available(stochastic: bool = False, libraries: dict | None = None) -> tuple[
         except ImportError:
             lines.append(f"{name}: not installed")
     return methods, lines
-
-
-def seeded(seed: int) -> None:
-    """Peers draw from the global generator."""
-    torch.manual_seed(seed)

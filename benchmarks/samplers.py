@@ -28,6 +28,13 @@ from store import Store
 from targets import TARGETS
 
 RESULTS = Path(__file__).parent / "results"
+NAMES = {
+    "exact": "samplers",
+    "sde": "samplers_sde",
+    "overhead": "samplers_overhead",
+    "trained": "samplers_trained",
+}
+"""The files of a part's tables and figure, without .txt and .png."""
 
 
 def exact(args: argparse.Namespace) -> str:
@@ -41,7 +48,7 @@ def exact(args: argparse.Namespace) -> str:
                 chosen = [*methods, *ours.methods(ours.ODE)]
                 records += store.measure(problem, chosen, args.budgets or BUDGETS)
                 print(f"  {problem.name}, seed {seed}", flush=True)
-    draw(records, args.budgets or BUDGETS, args.out / "samplers.png", "RMSE per dimension")
+    draw(records, args.budgets or BUDGETS, args.out / f"{NAMES['exact']}.png", "RMSE per dimension")
     title = f"Exact scores: RMSE per dimension against the exact flow, 256 samples, medians over seeds {args.seeds}"
     return pages(title, records, args.budgets or BUDGETS, missing)
 
@@ -56,7 +63,7 @@ def with_networks(args: argparse.Namespace) -> str:
             lines.append(line)
             records += store.measure(problem, [*methods, *ours.methods(ours.ODE)], budgets, endings=True)
             print(f"  {line}", flush=True)
-    draw(records, budgets, args.out / "samplers_trained.png", "RMSE per dimension")
+    draw(records, budgets, args.out / f"{NAMES['trained']}.png", "RMSE per dimension")
     title = "\n".join(("Trained networks: RMSE per dimension against a fine solution with the same network", *lines))
     return pages(title, records, budgets, missing)
 
@@ -89,7 +96,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 PARTS = {
     "exact": exact,
-    "sde": lambda args: stochastic.report(args.seeds, args.budgets, args.out, Store(args.records)),
+    "sde": lambda args: stochastic.report(args, Store(args.records), NAMES["sde"]),
     "overhead": lambda args: overhead.report(),
     "trained": with_networks,
 }
@@ -101,11 +108,10 @@ def main() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    texts = []
     for part in args.parts:
-        texts.append(PARTS[part](args))
-        print(texts[-1] + "\n", flush=True)
-        (args.out / "samplers.txt").write_text("\n\n\n".join(texts) + "\n")
+        text = PARTS[part](args) + "\n"
+        print(text, flush=True)
+        (args.out / f"{NAMES[part]}.txt").write_text(text)
 
 
 if __name__ == "__main__":

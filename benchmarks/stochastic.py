@@ -1,9 +1,9 @@
 """Stochastic samplers by the sliced W2 distance of 10 000 samples to 10 000 fresh draws of target a."""
 
+import argparse
 import math
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -48,19 +48,19 @@ def problem(target: Target, start: str, seed: int) -> Problem:
     )
 
 
-def report(seeds: list[int], budgets: tuple[int, ...] | None, out: Path, store: Store) -> str:
-    """The tables: one target, as many draws of noise and data as there are seeds."""
+def report(args: argparse.Namespace, store: Store, name: str) -> str:
+    """The tables: one target, and for each of the first three seeds new noise and new data."""
     methods, missing = available(stochastic=True)
-    target, records, budgets = circle(0), [], budgets or BUDGETS
+    target, records, budgets, seeds = circle(0), [], args.budgets or BUDGETS, args.seeds[:3]
     mean, std = floor(target)
-    for start in STARTS:
+    for start in args.starts:
         for seed in seeds:
             now = problem(target, start, seed)
             torch.manual_seed(seed)  # peers draw from the global generator
             chosen = [*methods, *ours.methods(ours.SDE)]
             records += store.measure(now, chosen, budgets, error=partial(_distance, now), last=lambda n: _ENDS)
             print(f"  {now.name}, seed {seed}", flush=True)
-    draw(records, budgets, out / "samplers_sde.png", "sliced W2")
+    draw(records, budgets, args.out / f"{name}.png", "sliced W2")
     title = f"Stochastic samplers: sliced W2 to fresh data, {_SAMPLES} samples, medians over seeds {seeds}; "
     title += f"between two draws of the data it is {mean:.4f} ± {std:.4f}"
     parts = [title, summary(records, budgets)]

@@ -32,8 +32,10 @@ class Store:
         fresh = []
         for method in methods:
             left = [n for n in budgets if method.library == OURS or (method.library, method.name, n) not in done]
-            fresh += measure(problem, [method], left, **options)
-        self._append(r for r in fresh if r.library != OURS)
+            found = list(measure(problem, [method], left, **options))
+            if method.library != OURS:
+                self._append(found)  # at once: a long run that is stopped goes on from here
+            fresh += found
         return here + fresh
 
     def _append(self, records: Iterable[Record]) -> None:
