@@ -1,0 +1,55 @@
+"""Quality against calls and against time: peers in grey, the best of them in black, ours in colour."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from measure import OURS, Record, bests, cases, group
+
+
+def draw(records: list[Record], budgets: Iterable[int], path: Path, quality: str) -> None:
+    """One column for every case; above against calls, below against processor time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = cases(records)
+    figure, axes = pyplot.subplots(2, len(names), figsize=(4.2 * len(names), 7.6), squeeze=False, sharey="col")
+    for column, case in zip(axes.T, names, strict=True):
+        curves = _curves(records, case, tuple(budgets))
+        _against(column[0], curves, "nfe")
+        _against(column[1], curves, "seconds")
+        column[0].set(title=case, xlabel="calls of the model")
+        column[1].set(xlabel="processor time (s)")
+    axes[0, 0].set_ylabel(quality)
+    axes[1, 0].set_ylabel(quality)
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _curves(records: list[Record], case: str, budgets: tuple[int, ...]) -> dict[str, list[tuple[int, float, float]]]:
+    """(calls, seconds, error) within each budget of every method, in its best setting, and of the best peer."""
+    curves: dict[str, list[tuple[int, float, float]]] = {}
+    for budget in budgets:
+        found = bests(records, case, budget)
+        for best in found:
+            curves.setdefault(best.label, []).append((budget, best.seconds, best.error))
+        for best in [b for b in found if group(b.label) == "peers"][:1]:
+            curves.setdefault("best peer", []).append((budget, best.seconds, best.error))
+    return curves
+
+
+def _against(axis, curves: dict[str, list[tuple[int, float, float]]], what: str) -> None:
+    for label, points in curves.items():
+        x, y = [p[what == "seconds"] for p in points], [p[2] for p in points]
+        if label == "best peer":
+            axis.plot(x, y, "k-", lw=2, label=label, zorder=3)
+        elif group(label) == OURS:
+            axis.plot(x, y, "o-", lw=1.5, ms=3, label=label, zorder=4)
+        else:
+            axis.plot(x, y, color="0.8", lw=0.7, zorder=1)
+    axis.set(xscale="log", yscale="log")
+    axis.grid(alpha=0.3)
