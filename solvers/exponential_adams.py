@@ -10,22 +10,20 @@ c = 0 is exponential Adams-Bashforth in the predictions of x_0, c = infinity in 
 unit variance, in those of v: y / Q is then the state of a variance-preserving process, and the clock the angle atan s.
 
 **Interpolation.** F = psi (s x_0 - c^2 eps) / Q, with psi = (1 + (s / knee)^2)^(-1/4), is interpolated in z = ln s
-through the last nodes. psi takes from the first nodes, deep in the noise, a weight that a network's errors there do not
-deserve; without it (knee = infinity) the errors of trained networks at the end are twice as large. In modified divided
-differences (Krogh, 1969; Shampine and Gordon, 1975)
+through the last nodes, in modified divided differences phi_j (``solvers.adams``): a step adds the terms r_j phi_j,
+j < order, where r_j depends on the grid alone. Deep in the noise an exact x_0 is constant in s, and that of a network
+that predicts eps errs in proportion to s. psi, between the two, halves the errors of such networks at the end, and costs
+exact scores nothing.
 
-    phi_0 = F_n,      phi_j(n) = phi_(j-1)(n) - beta_(j-1)(n) phi_(j-1)(n-1):
+**Order.** phi_j is F less its extrapolation from the j nodes before: the error that order j has just made. The terms
+fall with j as long as the score is smooth on the scale of the steps, and rise where it is not, as a network's is sooner
+than an exact one. So from the third on they enter with the weights
 
-phi_j is F_n less its extrapolation from the j nodes before, and a step adds sum_j r_j phi_j, j < order, where r_j and
-beta_j depend on the grid alone. One call a step; no history but phi.
+    d_j = d_(j-1) / (1 + (a^2 S_j / S_(j-1))^2),      S_j = mean square of the j-th term, summed over the nodes so far,
+                                                      each counting 0.9 of the next;  a = 1.25 min(1, 50 / N),
 
-**Order.** The terms r_j phi_j fall with j as long as the score is smooth on the scale of the steps, and rise where it
-is not, as a network's is sooner than an exact one. So the terms beyond the third enter with the weight
-
-    prod_(3 <= i <= j)  1 / (1 + (1.5 e_i / e_(i-1))^4),      e_j^2 = mean square of the j-th term, over the past nodes,
-                                                              each counting 0.9 of the next,
-
-for each sample by itself: no call, no look at the host, and no sample depends on its batch.
+for each sample by itself: no call, no look at the host, and no sample depends on its batch. The memory matters: an
+order that changes from step to step breaks the cancellation between the errors of steps, and is worse than any fixed.
 
 **The end.** Near the data g = eps / s = -score alpha^2 is a smooth function of tau = s^2. From the last node, where the
 method stops interpolating, y(end) = y - 1/2 integral of g dtau, with g linear in tau through the last two nodes. Where
@@ -45,21 +43,22 @@ from solvers.adams import adams_table
 from solvers.path import Path
 from solvers.sampler import GridSampler, Step
 
-_BASE, _GATE, _MEMORY = 3, 1.5, 0.9
+_MEMORY, _STRICT, _MANY, _TINY = 0.9, 1.25, 50, 1e-30
 _FAR, _NEAR = 2.0, 0.25
 
 
 class Table(NamedTuple):
-    """x_s = x0 x_0 + eps eps + before eps_(n-1) + scale sum_j r_j phi_j for all N steps, in float64."""
+    """x_s = x0 x_0 + eps eps_n + before eps_(n-1) + scale sum_(j>=1) d_j r_j phi_j for all N steps, in float64."""
 
     x0: Tensor
     eps: Tensor
+    """The term of phi_0 = F is part of the first two."""
     before: Tensor
     scale: Tensor
     kept: tuple[Tensor, Tensor]
     """What x_0 and eps are multiplied by in F."""
     r: Tensor
-    """``(N, K, 1, 1)``."""
+    """Of j = 1, 2, ..., ``(N, K - 1, 1, 1)``."""
     beta: Tensor
     """``(N, K - 1, 1, 1)``."""
 
@@ -99,36 +98,46 @@ class ExponentialAdams(GridSampler):
             raise ValueError(f"ExponentialAdams: knee must be a positive number, found {self.knee!r}")
 
     def plan(self, path: Path) -> Table:
-        s, alpha, size = path.ratio, path.alpha[1:], self._size(path.ratio)
-        forward = bool(path.times[0] > path.times[-1])
-        end = len(s) - 2 if forward else 0  # the step that touches t_min
-        adams = torch.ones_like(s[1:], dtype=torch.bool)
-        adams[end] = (s[end] / s[end + 1]).log().abs() < math.log(_FAR)
-        first = 0 if forward or adams[0] else 1
-        r, beta = adams_table(s.log(), first, min(self.order, len(s) - 1), self._kernel)
-        linear = size[1:] / size[:-1]
-        x0, eps = torch.where(adams, linear, 1.0), torch.where(adams, linear * s[:-1], s[1:])  # elsewhere DDIM's
+        s, size, alpha, first = path.ratio, self._size(path.ratio), path.alpha[1:], 0
+        adams, forward = torch.ones_like(alpha, dtype=torch.bool), bool(path.times[0] > path.times[-1])
+        end = len(alpha) - 1 if forward else 0  # the step that touches t_min
+        if not (s[end] / s[end + 1]).log().abs() < math.log(_FAR):
+            adams[end], first = False, int(not forward)
+        p, q = (torch.where(torch.arange(len(alpha)) < first, 0.0, part) for part in self._kept(s[:-1]))
+        r, beta = adams_table(s.log(), first, max(2, self.order), self._kernel)
+        r = torch.where(adams[:, None] & (torch.arange(r.shape[1]) < self.order), r, 0.0)
+        linear, scale = alpha * size[1:] / size[:-1], alpha * size[1:]
+        x0 = torch.where(adams, linear, alpha) + scale * r[:, 0] * p
+        eps = torch.where(adams, linear * s[:-1], alpha * s[1:]) + scale * r[:, 0] * q  # DDIM's where not adams
         before = torch.zeros_like(eps)
-        if forward and not adams[end] and end and s[end] < _NEAR:
-            eps[end], before[end] = _ending(*s[-3:])
-        kept = torch.where(torch.arange(len(eps)) >= first, self._psi(s[:-1]) / size[:-1], 0.0)
-        kept = s[:-1] / max(1.0, self.data_std) ** 2 * kept, -(min(1.0, self.data_std) ** 2) * kept
-        return Table(alpha * x0, alpha * eps, alpha * before, alpha * size[1:], kept, torch.where(adams[:, None], r, 0.0)[..., None, None], beta[..., None, None])
+        if forward and end and not adams[end] and s[end] < _NEAR:
+            eps[end], before[end] = (alpha[end] * weight for weight in _ending(*s[-3:]))
+        return Table(x0, eps, before, scale, (p, q), r[:, 1:, None, None], beta[..., None, None])
 
     def step(self, x: Tensor, step: Step, carry: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Any]:
-        own = step.own
-        x0, eps = step.predict(x)
+        own, (x0, eps) = step.own, step.predict(x)
         kept = torch.addcmul(own.kept[0] * x0, own.kept[1], eps).flatten(1)
-        phi, energy, before = carry or (kept.new_zeros(len(own.r), *kept.shape), kept.new_zeros(()), eps)
-        phi = torch.cat((kept[None], kept - (own.beta * phi[:-1]).cumsum(0)))
-        weights = own.r
-        if self.adaptive and len(phi) > _BASE:
-            squares = (own.r * torch.linalg.vector_norm(phi, dim=2, keepdim=True)).square()
+        phi, energy, before = carry or (kept.new_zeros(len(own.r) + 1, *kept.shape), kept.new_zeros(()), eps)
+        later = kept - (own.beta * phi[:-1]).cumsum(0)  # phi_1, phi_2, ...
+        gates = 1.0
+        if self.adaptive:
+            squares = (own.r * torch.linalg.vector_norm(later, dim=2, keepdim=True)).square()
             energy = torch.add(squares, energy, alpha=_MEMORY)
-            weights = torch.cat((weights.expand_as(energy)[:_BASE], weights[_BASE:] * _gates(energy)))
-        x = torch.addcmul(own.x0 * x0, own.eps, eps)
-        x = torch.addcmul(torch.addcmul(x, own.before, before), own.scale, (weights * phi).sum(0).view_as(x))
-        return x, (phi, energy, eps)
+            gates = self._gates(energy)
+        change = torch.addcmul((own.r[1:] * gates * later[1:]).sum(0), own.r[0], later[0])
+        x = torch.addcmul(torch.addcmul(own.x0 * x0, own.eps, eps), own.before, before)
+        return torch.addcmul(x, own.scale, change.view_as(x)), (torch.cat((kept[None], later)), energy, eps)
+
+    def _gates(self, energy: Tensor) -> Tensor:
+        """d_2, d_3, ... from S_1, S_2, ..., of shape ``(K - 1, B, 1)``."""
+        rise = energy[1:] / energy[:-1].clamp(min=_TINY)
+        strict = (_STRICT * min(1.0, _MANY / self.steps)) ** 4
+        return torch.reciprocal(torch.addcmul(torch.ones_like(rise), rise, rise, value=strict)).cumprod(0)
+
+    def _kept(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """What F multiplies x_0 and eps by, over the larger of 1 and c^2."""
+        psi, near, far = self._psi(s) / self._size(s), min(1.0, self.data_std), max(1.0, self.data_std)
+        return psi * s / far**2, -psi * near**2
 
     def _size(self, s: Tensor) -> Tensor:
         """Q, over the larger of 1 and c."""
@@ -148,9 +157,3 @@ def _ending(before: Tensor, s: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     d = s.square() - end.square()
     bend = d.square() / (4 * (before.square() - s.square()))
     return s - (0.5 * d + bend) / s, bend / before
-
-
-def _gates(energy: Tensor) -> Tensor:
-    """Weights of the terms beyond the third, ``(K - 3, ...)``, from the energies of all, ``(K, ...)``."""
-    rise = energy[_BASE:] / energy[_BASE - 1 : -1].clamp(min=1e-30)
-    return torch.reciprocal(1 + _GATE**4 * rise.square()).cumprod(0)
