@@ -12,8 +12,8 @@ unit variance, in those of v: y / Q is then the state of a variance-preserving p
 **Interpolation.** F = psi (s x_0 - c^2 eps) / Q, with psi = (1 + (s / knee)^2)^(-1/4), is interpolated in z = ln s
 through the last nodes, in modified divided differences phi_j (``solvers.adams``): a step adds the terms r_j phi_j,
 j < order, where r_j depends on the grid alone. Deep in the noise an exact x_0 is constant in s, and that of a network
-that predicts eps errs in proportion to s. psi, between the two, halves the errors of such networks at the end, and costs
-exact scores nothing.
+that predicts eps errs in proportion to s. psi, between the two, halves the errors of such networks at the end, and
+costs exact scores nothing.
 
 **Order.** phi_j is F less its extrapolation from the j nodes before: the error that order j has just made. The terms
 fall with j as long as the score is smooth on the scale of the steps, and rise where it is not, as a network's is sooner
@@ -70,7 +70,7 @@ class ExponentialAdams(GridSampler):
     Parameters
     ----------
     order: number of terms, and the order of convergence where the score is smooth; the first steps have less.
-    adaptive: whether terms beyond the third enter by the weights of the module's docstring, or in full.
+    adaptive: whether the terms from the third on enter by the weights of the module's docstring, or in full.
     data_std: c. 0: data prediction; infinity: noise prediction.
     knee: sigma / alpha above which the interpolated function is damped; infinity: nowhere.
 

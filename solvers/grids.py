@@ -32,8 +32,8 @@ def karras(sde: GaussianSDE, u: Tensor) -> Tensor:
 def balanced(sde: GaussianSDE, u: Tensor) -> Tensor:
     """Equal parts of a density of nodes in z = ln(sigma / alpha), and one step from the last of them to t_min.
 
-    Twice as dense where sigma / alpha is of the size of the data, and with many nodes denser at a start near 50 too; the
-    last of N nodes is at .0308 (N / 20)^-.74, for methods that end as ``ExponentialAdams`` does.
+    Twice as dense where sigma / alpha is of the size of the data, and with many nodes denser at a start near 50 too.
+    The last of N nodes is at .0308 (N / 20)^-.74, for methods that end as ``ExponentialAdams`` does.
     """
     steps = len(u) - 1
     first, end = (math.exp(-0.5 * log_snr) for log_snr in sde.log_snr_range)
