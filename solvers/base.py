@@ -107,6 +107,8 @@ class Solver(ABC):
             raise ValueError("give either shape, to start from the prior, or x_T, to start from given noise")
         if batch_size is not None:
             require_count(batch_size, "batch_size")
+        if type(trajectory) is not int or trajectory < 0:
+            raise ValueError(f"trajectory must be an integer of at least 0, found {trajectory!r}")
         if x_T is None:
             like = _first_weight(model)
             x_T = model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
