@@ -215,23 +215,22 @@ def test_no_step_reads_a_value(monkeypatch, sampler):
     assert len(steps) == 4
 
 
-def test_the_whole_loop_reads_one_value():
-    """Beside the steps: plan, states and checks between them; all that a read could hide in."""
-    reads = []
+@pytest.mark.parametrize("sampler", ALL, ids=str)
+def test_more_steps_read_no_more_values(sampler):
+    """Beside the steps: the states, checks and draws between them, all that a read could hide in."""
+    reads, counts = [], []
 
     class Count(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            reads.extend([1] * ("_local_scalar_dense" in str(function)))
+            reads.extend([1] * any(word in str(function) for word in READS))
             return function(*args, **(kwargs or {}))
 
-    for sampler in (EulerMaruyama, Ancestral, DDIM, Heun, Langevin):
-        counts = []
-        for steps in (4, 16):
-            reads.clear()
-            with Count():
-                sampler(steps, "uniform")(mixture(VP()), shape=(3, 2))
-            counts.append(len(reads))
-        assert counts[0] == counts[1], sampler
+    for shorter in (sampler.with_steps(2), sampler.with_steps(4)):
+        reads.clear()
+        with Count():
+            shorter(mixture(VP()), shape=(3, 2), trajectory=1, callback=lambda *_: None)
+        counts.append(len(reads))
+    assert counts[0] == counts[1]
 
 
 def test_the_watch_sees_what_it_is_for():
