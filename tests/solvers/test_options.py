@@ -128,6 +128,21 @@ def test_the_seed_decides_and_given_noise_takes_the_place_of_the_prior(sampler):
 
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
+def test_every_draw_of_noise_has_a_number_of_its_own(monkeypatch, sampler):
+    """0 for the prior, then 1, 2, ...: noise that came again would tie one step to another, or to the start."""
+    numbers, normal = [], Noise.normal
+
+    def numbered(self, shape, draw=0, *rest, **named):
+        numbers.append(draw)
+        return normal(self, shape, draw, *rest, **named)
+
+    monkeypatch.setattr(Noise, "normal", numbered)
+    sampler(mixture(VP()), shape=(3, 2))
+    assert numbers == list(range(len(numbers)))
+    assert (len(numbers) > 1) == sampler.stochastic
+
+
+@pytest.mark.parametrize("sampler", ALL, ids=str)
 def test_the_type_is_the_models_unless_given(sampler):
     exact = mixture(VP())
     assert sampler(exact, shape=(3, 2)).x.dtype == torch.float64
