@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from sde import GaussianSDE, Noise, Prediction, ScoreModel
+from sde import Density, GaussianSDE, Noise, Prediction, ScoreModel
 
 
-class GaussianMixture(ScoreModel):
+class GaussianMixture(ScoreModel, Density):
     """The exact score of a mixture of K Gaussians with full covariances in D dimensions.
 
     Parameters

@@ -19,7 +19,7 @@ from sde.ncsn import (
 )
 from sde.noise import Noise
 from sde.rectified_flow import RectifiedFlow
-from sde.score import Prediction, ScoreField, ScoreFunction, ScoreModel
+from sde.score import Density, Prediction, ScoreField, ScoreFunction, ScoreModel
 from sde.subvp import SubVP
 from sde.ve import VE
 from sde.vp import VP
@@ -31,6 +31,7 @@ __all__ = [
     "VP",
     "Cosine",
     "DDPMChain",
+    "Density",
     "Diagnosis",
     "DiagnosisWarning",
     "GaussianChain",

@@ -71,6 +71,14 @@ class ScoreField(nn.Module, ABC):
         """dx/dt along the probability-flow ODE; shape of ``x``."""
 
 
+class Density(ABC):
+    """What a model also is whose density is known, as those in closed form and energies are; networks have none."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """log p_t at ``x``, up to a constant that may depend on t; nats, ``(B,)``."""
+
+
 class ScoreFunction(ScoreField):
     """A function or network ``function(x, t, **condition)`` as the score under any SDE, affine or not."""
 

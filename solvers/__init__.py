@@ -4,13 +4,14 @@ from solvers.base import Output, SamplingDiverged, Solver
 from solvers.bound import Bound, elbo
 from solvers.bridge import DDIM, Ancestral
 from solvers.chains import DDPM, AnnealedLangevin
+from solvers.corrector import Corrector, PredictorCorrector
 from solvers.decoder import DiscretizedGaussian
 from solvers.divergence import Divergence, Exact, Hutchinson
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.exponential_adams import ExponentialAdams
 from solvers.grids import GRIDS, time_grid
 from solvers.heun import Heun
-from solvers.langevin import Langevin, PredictorCorrector
+from solvers.langevin import Langevin
 from solvers.likelihood import Likelihood, log_likelihood
 from solvers.ode import ODEError
 from solvers.probability_flow import ProbabilityFlow
@@ -24,6 +25,7 @@ __all__ = [
     "Ancestral",
     "AnnealedLangevin",
     "Bound",
+    "Corrector",
     "DiscretizedGaussian",
     "Divergence",
     "EulerMaruyama",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sde import Noise, ScoreField, ScoreModel
+from sde import Density, Noise, ScoreField, ScoreModel
 from sde.base import require_count
 from solvers.compiled import Compiled
 
@@ -54,6 +54,8 @@ class Solver(ABC):
 
     compile: bool
     """Whether to compile the model."""
+    needs_density: bool = False
+    """Whether it reads the log-density, which only a ``Density`` has."""
 
     @property
     @abstractmethod
@@ -96,7 +98,8 @@ class Solver(ABC):
 
         Raises
         ------
-        TypeError: the solver needs the pair (x_0, eps) and the model, under a process that is not Gaussian, has none.
+        TypeError: the solver needs the pair (x_0, eps) and the model, under a process that is not Gaussian, has none;
+            or it needs the log-density, and the model is no ``Density``.
         SamplingDiverged (or ``ODEError``): a value is not finite.
         """
         self.check_model(model)
@@ -104,6 +107,8 @@ class Solver(ABC):
             raise ValueError("give either shape, to start from the prior, or x_T, to start from given noise")
         if batch_size is not None:
             require_count(batch_size, "batch_size")
+        if type(trajectory) is not int or trajectory < 0:
+            raise ValueError(f"trajectory must be an integer of at least 0, found {trajectory!r}")
         if x_T is None:
             like = _first_weight(model)
             x_T = model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
@@ -125,11 +130,17 @@ class Solver(ABC):
         return _joined(done)
 
     def check_model(self, model: ScoreField) -> None:
-        """Refuse, with ``TypeError``, a model without the pair where it is needed."""
+        """Refuse, with ``TypeError``, a model without the pair or the density where they are needed."""
         if self.needs_pair and not isinstance(model, ScoreModel):
             raise TypeError(
                 f"{self} needs the pair (x_0, eps) of a ScoreModel under a GaussianSDE, found {type(model).__name__}; "
                 "under other processes use EulerMaruyama, Langevin or ProbabilityFlow"
+            )
+        if self.needs_density and not isinstance(model, Density):
+            raise TypeError(
+                f"{self} needs the log-density of a Density such as GaussianMixture, found {type(model).__name__}, "
+                "which has a score alone; leave out adjusted=True, or state its log_prob(x, t) in a subclass of "
+                "sde.Density"
             )
 
     @abstractmethod

@@ -23,8 +23,9 @@ def bridge(path: Path, eta: float) -> Weights:
     alpha, sigma = path.alpha[1:], path.sigma[1:]
     if not eta:
         return Weights(alpha, sigma)
-    rho = -torch.expm1(-path.log_snr.diff())
-    return Weights(alpha, sigma * torch.sqrt(1 - eta**2 * rho), eta * sigma * rho.sqrt())
+    change = path.log_snr.diff()
+    kept = torch.sqrt(1 - eta**2 + eta**2 * torch.exp(-change))  # 1 - eta^2 rho without its cancellation
+    return Weights(alpha, sigma * kept, eta * sigma * torch.sqrt(-torch.expm1(-change)))
 
 
 @dataclass(frozen=True)

@@ -94,15 +94,15 @@ class DDPM(Sampler):
         """Over evenly spaced indices of the same chain, at most as many as it has."""
         return replace(self, chain=self.chain.respaced(steps))
 
-    def plan(self, path: Path) -> tuple[()]:
-        return ()
+    def plan(self, path: Path) -> tuple[Tensor]:
+        """The time of level N: the first step starts at t_max, wherever that is."""
+        return (level_times(path.sde, self.chain)[-1].expand(len(path.times) - 1),)
 
     def step(self, x: Tensor, step: Step, carry: None) -> tuple[Tensor, None]:
         """x_{k-1} from x_k, k = N - ``step.index``, in the model's coordinates."""
         k, chain = self.steps - step.index, self.chain
         x_k = x / _scale(chain, k, step.alpha_t, step.sigma_t)
-        # The first step starts at t_max, wherever the chain's end is.
-        t = step.t if step.index else step.model.sde.time(chain.log_snr(k)).clamp(max=last_time(step.model.sde)).to(x)
+        t = step.t if step.index else step.own[0]
         prediction = step.model.at_level(x_k, chain.alpha(k, x), chain.sigma(k, x), t)
         mean, variance = chain.reverse(prediction, k, self.variance)
         return _scale(chain, k - 1, step.alpha_s, step.sigma_s) * (mean + variance.sqrt() * step.draw(x)), None

@@ -151,18 +151,19 @@ def time_of(sde, label):
 class ExactNet(nn.Module):
     """A network that outputs exactly the target a x_0 + b eps of a parametrization, from the exact pair of ``exact``.
 
-    Like any network it is given x_t / sqrt(alpha^2 + sigma^2) and log(sigma / alpha), and nothing else.
+    Like any network it is given x_t / sqrt(alpha^2 s^2 + sigma^2), s the parametrization's standard deviation of the
+    data, and log(sigma / alpha), and nothing else.
     """
 
-    def __init__(self, exact, row):
+    def __init__(self, exact, row, data_std=1.0):
         super().__init__()
-        self.exact, self.row = exact, row
+        self.exact, self.row, self.data_std = exact, row, data_std
 
     def forward(self, x, label):
         sde = self.exact.sde
         t = torch.stack([time_of(sde, one) for one in label.tolist()])
         alpha, sigma = (c.to(x)[:, None] for c in (sde.alpha(t), sde.sigma(t)))
-        x0, eps = self.exact(x * torch.hypot(alpha, sigma), t.to(x))
+        x0, eps = self.exact(x * torch.hypot(self.data_std * alpha, sigma), t.to(x))
         a, b = (c.to(x) for c in self.row(t, sde))
         return a[:, None] * x0 + b[:, None] * eps
 

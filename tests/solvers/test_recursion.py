@@ -89,7 +89,7 @@ def test_every_coefficient_is_that_of_the_recursion(monkeypatch, sde, case, grid
             found = response(monkeypatch, cls(20, grid, final, **options), gaussian(sde, v))
             expected = torch.tensor([start, *noise], dtype=torch.float64)
             actual = torch.cat([found.start[0], found.noise[:, 0, 0]])
-            assert torch.allclose(actual, expected, rtol=1e-11, atol=1e-13 * expected.abs().max()), (v, final)
+            assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-14 * expected.abs().max()), (v, final)
 
 
 def variance_error(monkeypatch, sampler, sde, v=0.25):

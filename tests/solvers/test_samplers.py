@@ -40,6 +40,8 @@ AFFINE = {  # calls of the model per step, and whether a step draws noise
 CORRECTED = {
     Langevin(): 1,
     Langevin(corrections=3): 3,
+    Langevin(step_rule="song"): 1,
+    Langevin(step_rule="fixed"): 1,
     PredictorCorrector(EulerMaruyama(), Langevin()): 2,
     PredictorCorrector(DDIM(), Langevin(corrections=2)): 3,
     PredictorCorrector(Heun(), Langevin(snr=0.1)): 3,

@@ -1,0 +1,300 @@
+"""Deliberate faults, one at a time, that the tests must notice: ``python tests/mutants.py [NAME ...]``.
+
+The packages are copied into a temporary folder; each mutant changes one text there, and the fast tests that concern it
+run until the first fails. The exit code is 1 if a mutant survives, if its text is not found exactly once, or if the
+tests fail without any.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("sde", "models", "solvers", "experiments", "conf", "tests", "pyproject.toml")
+
+RECURSION = ("tests/solvers/test_recursion.py", "-k", "coefficient and uniform or b1")
+MATRIX = ("tests/solvers/test_matrix.py", "-k", "under_every and (SubVP or EDM)")
+LANGEVIN = ("tests/solvers/test_langevin.py", "-k", "b8 or b9 or ratio or balance or moves or count or alone")
+OPTIONS = ("tests/solvers/test_options.py", "-k", "not compiled")
+PROCESSES = ("tests/sde/test_processes.py",)
+LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
+
+
+class Mutant(NamedTuple):
+    """``old`` is in ``file`` exactly once, and ``tests`` (arguments of pytest) must fail with ``new`` in its place."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def apply(self, root: Path) -> None:
+        """Change the file under ``root``; raises ``ValueError`` where the text is not there exactly once."""
+        path = root / self.file
+        text = path.read_text()
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name}: found {text.count(self.old)} times in {self.file}: {self.old!r}")
+        path.write_text(text.replace(self.old, self.new))
+
+
+MUTANTS = [
+    Mutant(
+        "diffusion without its factor 2",
+        "sde/base.py",
+        "return 2 * self.sigma * (self.d_sigma - self.rate * self.sigma)",
+        "return self.sigma * (self.d_sigma - self.rate * self.sigma)",
+        PROCESSES,
+    ),
+    Mutant(
+        "drift with the wrong sign",
+        "sde/base.py",
+        "return expand(self.coefficients(t).rate, x) * x",
+        "return -expand(self.coefficients(t).rate, x) * x",
+        PROCESSES,
+    ),
+    Mutant(
+        "variance of the kernel for its standard deviation",
+        "sde/base.py",
+        "self.sigma(t) * torch.sqrt(-torch.expm1(change))",
+        "self.sigma(t) * -torch.expm1(change)",
+        PROCESSES,
+    ),
+    Mutant(
+        "score without 1 / sigma",
+        "sde/score.py",
+        "return -self(x, t, **condition).eps / expand(self.sde.sigma(t), x)",
+        "return -self(x, t, **condition).eps",
+        RECURSION,
+    ),
+    Mutant(
+        "velocity with alpha' and sigma' swapped",
+        "sde/score.py",
+        "expand(at.d_alpha, x) * prediction.x0 + expand(at.d_sigma, x) * prediction.eps",
+        "expand(at.d_sigma, x) * prediction.x0 + expand(at.d_alpha, x) * prediction.eps",
+        LIKELIHOOD,
+    ),
+    Mutant(
+        "log-SNR without its factor 2",
+        "solvers/path.py",
+        "return 2 * (self.alpha.log() - self.sigma.log())",
+        "return self.alpha.log() - self.sigma.log()",
+        RECURSION,
+    ),
+    Mutant("ratio upside down", "solvers/path.py", "self.sigma / self.alpha", "self.alpha / self.sigma", RECURSION),
+    Mutant(
+        "linear step without its noise",
+        "solvers/linear.py",
+        "return (x if weights.noise is None else torch.addcmul(x, weights.noise, step.draw(x))), past",
+        "return x, past",
+        RECURSION,
+    ),
+    Mutant("noise in the last step of a mean", "solvers/linear.py", "step.draw(x)", "step.fresh(x)", RECURSION),
+    Mutant(
+        "bridge at t for s",
+        "solvers/bridge.py",
+        "alpha, sigma = path.alpha[1:], path.sigma[1:]",
+        "alpha, sigma = path.alpha[:-1], path.sigma[:-1]",
+        RECURSION,
+    ),
+    Mutant(
+        "bridge with the variance for the standard deviation",
+        "solvers/bridge.py",
+        "torch.sqrt(-torch.expm1(-change))",
+        "-torch.expm1(-change)",
+        RECURSION,
+    ),
+    Mutant(
+        "Euler-Maruyama with twice the score",
+        "solvers/euler_maruyama.py",
+        "-0.5 * (1 + eta**2) * dt",
+        "-(1 + eta**2) * dt",
+        RECURSION,
+    ),
+    Mutant(
+        "Euler-Maruyama with g at s",
+        "solvers/euler_maruyama.py",
+        "path.times.diff(), path.diffusion[:-1]",
+        "path.times.diff(), path.diffusion[1:]",
+        RECURSION,
+    ),
+    Mutant(
+        "Euler-Maruyama with eta^2 for (1 + eta^2)",
+        "solvers/euler_maruyama.py",
+        "-0.5 * (1 + eta**2)",
+        "-0.5 * (2 * eta**2)",
+        MATRIX,
+    ),
+    Mutant(
+        "Heun's second call at t", "solvers/heun.py", "change * slope), step.s)", "change * slope), step.t)", RECURSION
+    ),
+    Mutant("Heun without 1/2", "solvers/heun.py", "slope = 0.5 * (slope", "slope = 1.0 * (slope", RECURSION),
+    Mutant(
+        "Langevin noise without its factor 2",
+        "solvers/langevin.py",
+        "moved = x + size * score + (2 * size).sqrt() * step.fresh(x)",
+        "moved = x + size * score + size.sqrt() * step.fresh(x)",
+        LANGEVIN,
+    ),
+    Mutant(
+        "Langevin noise silenced at the end",
+        "solvers/langevin.py",
+        "moved = x + size * score + (2 * size).sqrt() * step.fresh(x)",
+        "moved = x + size * score + (2 * size).sqrt() * step.draw(x)",
+        MATRIX,
+    ),
+    Mutant(
+        "Langevin step from the norm of the whole batch",
+        "solvers/langevin.py",
+        "score.square().flatten(1).sum(1), score[0].numel()",
+        "score.square().flatten(1).sum(1).mean().expand(len(score)), score[0].numel()",
+        LANGEVIN,
+    ),
+    Mutant(
+        "Metropolis ratio without the densities of the proposals",
+        "solvers/langevin.py",
+        "return moved.log_prob - state.log_prob + squares.flatten(1).sum(1) + widths",
+        "return moved.log_prob - state.log_prob",
+        LANGEVIN,
+    ),
+    Mutant(
+        "Metropolis ratio without the widths of the proposals",
+        "solvers/langevin.py",
+        "squares.flatten(1).sum(1) + widths",
+        "squares.flatten(1).sum(1)",
+        LANGEVIN,
+    ),
+    Mutant(
+        "accepting what must be refused", "solvers/langevin.py", "uniform < log_ratio", "uniform > log_ratio", LANGEVIN
+    ),
+    Mutant(
+        "a state out of scale between levels",
+        "solvers/langevin.py",
+        "return self.correct(step.own.scale * x, step), None",
+        "return self.correct(x, step), None",
+        MATRIX,
+    ),
+    Mutant(
+        "corrections uncounted",
+        "solvers/corrector.py",
+        "return self.predictor.calls_per_step + self.corrector.calls_per_step",
+        "return self.predictor.calls_per_step",
+        OPTIONS,
+    ),
+    Mutant(
+        "silence one step early",
+        "solvers/sampler.py",
+        "last = i == self.steps - 1",
+        "last = i == self.steps - 2",
+        RECURSION,
+    ),
+    Mutant("denoising uncounted", "solvers/sampler.py", ' + (self.final == "denoise")', "", OPTIONS),
+    Mutant("the same noise in every step", "solvers/sampler.py", "self.number += 1", "self.number = 1", OPTIONS),
+    Mutant(
+        "levels of t and s swapped",
+        "solvers/sampler.py",
+        "(column[:-1], column[1:])",
+        "(column[1:], column[:-1])",
+        MATRIX,
+    ),
+    Mutant("micro-batches with one noise", "solvers/base.py", "Noise(seed, first)", "Noise(seed)", OPTIONS),
+    Mutant(
+        "a grid beyond t_min",
+        "solvers/grids.py",
+        "= last_time(sde), sde.t_min",
+        "= last_time(sde), 0.5 * sde.t_min",
+        RECURSION,
+    ),
+    Mutant(
+        "DDPM off by one level",
+        "solvers/chains.py",
+        "k, chain = self.steps - step.index",
+        "k, chain = self.steps - step.index - 1",
+        MATRIX,
+    ),
+    Mutant(
+        "divergence without the last direction",
+        "solvers/divergence.py",
+        "return products.sum(0)[:, None]",
+        "return products[:-1].sum(0)[:, None]",
+        LIKELIHOOD,
+    ),
+    Mutant(
+        "divergence with the wrong sign",
+        "solvers/divergence.py",
+        "(gradient * z).flatten(1)",
+        "(-gradient * z).flatten(1)",
+        LIKELIHOOD,
+    ),
+]
+
+
+def run(root: Path, tests: tuple[str, ...]) -> tuple[int, str, float]:
+    """Exit code of pytest under ``root``, the first test that failed or the last line, and seconds."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", *tests]
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    failed = re.search(r"^FAILED (\S+?::[^\s\[]+)", done.stdout, re.MULTILINE)
+    said = failed[1] if failed else (done.stdout.strip().splitlines() or ["nothing"])[-1]
+    return done.returncode, said, time.monotonic() - start
+
+
+def copied(folder: str) -> Path:
+    """A copy of what is tested."""
+    root = Path(folder)
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, root / name)
+    return root
+
+
+def tried(mutant: Mutant) -> tuple[str, str, float]:
+    """What became of a mutant, the test that told, and seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = copied(folder)
+        try:
+            mutant.apply(root)
+        except ValueError as error:
+            return "TEXT GONE", str(error), 0.0
+        code, said, seconds = run(root, mutant.tests)
+    return {0: "SURVIVED", 1: "killed"}.get(code, "BROKEN"), said, seconds
+
+
+def sound(mutants: list[Mutant]) -> bool:
+    """Whether the tests pass without a mutant."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = copied(folder)
+        for tests in dict.fromkeys(mutant.tests for mutant in mutants):
+            code, said, seconds = run(root, tests)
+            print(f"{'passed' if code == 0 else 'FAILED':9}  {'no mutant':55}  {seconds:5.1f} s  {said}", flush=True)
+            if code:
+                return False
+    return True
+
+
+def main(names: list[str]) -> int:
+    """0 if every mutant named (all of them by default) is killed."""
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    if not chosen or not sound(chosen):
+        return 1
+    alive = 0
+    for mutant in chosen:
+        fate, said, seconds = tried(mutant)
+        alive += fate != "killed"
+        print(f"{fate:9}  {mutant.name:55}  {seconds:5.1f} s  {said}", flush=True)
+    print(f"{len(chosen) - alive} of {len(chosen)} mutants killed")
+    return int(alive > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
