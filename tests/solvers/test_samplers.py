@@ -25,12 +25,19 @@ from solvers import (
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
+    ReverseDiffusion,
     Sampler,
+    SDEDPMSolver,
 )
 from solvers.base import SamplingDiverged
 
 AFFINE = {  # calls of the model per step, and whether a step draws noise
     EulerMaruyama(): (1, 1),
+    EulerMaruyama(stochasticity=0.0): (1, 0),
+    ReverseDiffusion(): (1, 1),
+    SDEDPMSolver(): (1, 1),
+    SDEDPMSolver(stochasticity=0.0): (1, 0),
+    SDEDPMSolver(order=1, stochasticity=0.5): (1, 1),
     Ancestral(): (1, 1),
     DDIM(): (1, 0),
     DDIM(eta=0.5): (1, 1),
