@@ -9,7 +9,8 @@ increment W of the Brownian motion over a step h from t to s = t - h,
     E   = rms((x' - x'') / delta),      delta = max(atol, rtol max(|x'|, |x'_before|))
 
 over the values of one sample. For E <= 1 the step is accepted with x'', which for this noise, the same for every x, has
-weak order 2; and h <- 0.9 h E^(-0.9). x'_before is the x' of the last accepted step.
+weak order 2; and h <- 0.9 h E^(-0.9), at most 2 h: an error that is small by accident would else lead to a step that
+is accepted by another. x'_before is the x' of the last accepted step.
 
 The noise of a refused step is kept. Whether a step passes depends on its W: with a new draw after each refusal those
 would be favoured that undo the drift, and the samples far too wide (for N(0, 0.25) twice the variance and more, the
@@ -34,7 +35,7 @@ from solvers.brownian import BrownianPaths
 from solvers.sampler import FINALS
 
 _SAFETY, _EXPONENT, _FIRST = 0.9, 0.9, 0.01
-_SLOWEST, _FASTEST = 0.1, 10.0
+_SLOWEST, _FASTEST = 0.1, 2.0
 _FLOOR, _SAME = 1e-10, 1e-13
 """The narrowest step, and what two times may differ by through rounding, in units of t_max - t_min."""
 

@@ -126,7 +126,7 @@ def test_the_tolerance_is_met_by_the_rms_over_the_values_of_a_sample():
 
 def test_one_step_is_that_of_the_algorithm():
     """x', x~, x'' and the next h in plain numbers, with the drift and the diffusion of VP for N(0, 1): -x + beta x."""
-    sde, x, z, rtol, atol = VP(), 0.7, -0.4, 0.3, 0.02
+    sde, x, z, rtol, atol = VP(), 0.7, -0.4, 0.04, 0.02
     walk = solvers.adaptive._Walk(
         AdaptiveSDE(rtol, atol), gaussian(sde, 1.0), torch.full((1, 1), x, dtype=torch.float64)
     )
@@ -141,7 +141,7 @@ def test_one_step_is_that_of_the_algorithm():
     again = x - h * 0.5 * beta(1 - h) * euler + math.sqrt(beta(1 - h)) * w
     e = abs(euler - (euler + again) / 2) / max(atol, rtol * max(abs(euler), x))
     assert float(walk.x) == pytest.approx((euler + again) / 2, rel=1e-9) and float(walk.t) == pytest.approx(1 - h)
-    assert float(walk.h) == pytest.approx(h * min(10, 0.9 * e**-0.9), rel=1e-6) and 0.1 < 0.9 * e**-0.9 < 10
+    assert float(walk.h) == pytest.approx(h * 0.9 * e**-0.9, rel=1e-6) and 0.1 < 0.9 * e**-0.9 < 2
     assert float(walk.before) == pytest.approx(euler, rel=1e-9)
 
 
@@ -195,7 +195,7 @@ def test_the_last_noise_is_what_final_says(sde):
     assert torch.equal(outs["denoise"].x, model(sample.x, end).x0)
     assert [out.nfe - sample.nfe for out in outs.values()] == [0, 0, 1]
     noise = sample.x - outs["mean"].x
-    assert bool((noise != 0).all()) and float(noise.abs().max()) < 0.5
+    assert bool((noise != 0).all()) and float(noise.abs().max()) < 3
     assert abs(float(noise.mean())) < 5 * float(noise.std()) / math.sqrt(200)
     assert AdaptiveSDE(final="denoise").needs_pair and not AdaptiveSDE(final="mean").needs_pair
 
