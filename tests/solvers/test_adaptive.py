@@ -145,6 +145,15 @@ def test_one_step_is_that_of_the_algorithm():
     assert float(walk.before) == pytest.approx(euler, rel=1e-9)
 
 
+def test_a_step_cut_short_by_a_known_stretch_does_not_shorten_the_next():
+    """After a stretch of 1e-12 the step tried is the one wanted before, and not twice 1e-12."""
+    walk = solvers.adaptive._Walk(AdaptiveSDE(), gaussian(VP(), 1.0), torch.ones(1, 1, dtype=torch.float64))
+    wanted = walk.h.clone()
+    walk.paths.increment(torch.full((1,), 1e-12, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    walk.advance(torch.ones(1, 1, dtype=torch.float64))
+    assert float(walk.t) == 1 - 1e-12 and torch.equal(walk.h, wanted) and walk.underway()
+
+
 # The Brownian paths.
 
 
