@@ -1,5 +1,6 @@
 """The way back: samplers, the probability-flow ODE, and exact likelihoods."""
 
+from solvers.adaptive import AdaptiveSDE
 from solvers.base import Output, SamplingDiverged, Solver
 from solvers.bound import Bound, elbo
 from solvers.bridge import DDIM, Ancestral
@@ -15,13 +16,16 @@ from solvers.langevin import Langevin
 from solvers.likelihood import Likelihood, log_likelihood
 from solvers.ode import ODEError
 from solvers.probability_flow import ProbabilityFlow
+from solvers.reverse_diffusion import ReverseDiffusion
 from solvers.sampler import GridSampler, Sampler, Step
+from solvers.sde_dpm_solver import SDEDPMSolver
 from solvers.simulate import simulate
 
 __all__ = [
     "DDIM",
     "DDPM",
     "GRIDS",
+    "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
     "Bound",
@@ -40,6 +44,8 @@ __all__ = [
     "Output",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "ReverseDiffusion",
+    "SDEDPMSolver",
     "Sampler",
     "SamplingDiverged",
     "Solver",

@@ -25,19 +25,26 @@ from solvers import (
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
+    ReverseDiffusion,
     Sampler,
+    SDEDPMSolver,
 )
 from solvers.base import SamplingDiverged
 
 AFFINE = {  # calls of the model per step, and whether a step draws noise
     EulerMaruyama(): (1, 1),
+    ReverseDiffusion(): (1, 1),
+    SDEDPMSolver(): (1, 1),
+    SDEDPMSolver(stochasticity=0.0): (1, 0),
+    SDEDPMSolver(order=1, stochasticity=0.5): (1, 1),
     Ancestral(): (1, 1),
     DDIM(): (1, 0),
     DDIM(eta=0.5): (1, 1),
     DDIM(eta=1.0): (1, 1),
     Heun(): (2, 0),
 }
-CORRECTED = {
+OTHERS = {
+    EulerMaruyama(stochasticity=0.0): 1,
     Langevin(): 1,
     Langevin(corrections=3): 3,
     Langevin(step_rule="song"): 1,
@@ -47,7 +54,7 @@ CORRECTED = {
     PredictorCorrector(Heun(), Langevin(snr=0.1)): 3,
     PredictorCorrector(Ancestral(), PredictorCorrector(Langevin(), Langevin(corrections=0)).predictor): 2,
 }
-CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, **CORRECTED}
+CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, **OTHERS}
 
 ON_CHAINS = {DDPM, AnnealedLangevin}
 """Over the levels of a chain, and not over a grid of times: they have the same tests in test_chains.py."""
@@ -102,7 +109,7 @@ def test_all_parametrizations_of_one_model_sample_alike(monkeypatch, sde, sample
 
 
 @pytest.mark.parametrize("sde", CORE_SDES, ids=str)
-@pytest.mark.parametrize("sampler", [s for s in CORRECTED if isinstance(s, PredictorCorrector)], ids=str)
+@pytest.mark.parametrize("sampler", [s for s in OTHERS if isinstance(s, PredictorCorrector)], ids=str)
 def test_corrected_samplers_on_a_correlated_gaussian(sde, sampler):
     """The bias of Langevin steps of snr 0.16 is under 8 %; the rest is Monte Carlo, 5 standard errors."""
     model, n = correlated(sde), 4000
