@@ -6,13 +6,16 @@ from solvers.bridge import DDIM, Ancestral
 from solvers.chains import DDPM, AnnealedLangevin
 from solvers.decoder import DiscretizedGaussian
 from solvers.divergence import Divergence, Exact, Hutchinson
+from solvers.euler import Euler
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.grids import GRIDS, time_grid
 from solvers.heun import Heun
 from solvers.langevin import Langevin, PredictorCorrector
 from solvers.likelihood import Likelihood, log_likelihood
+from solvers.multistep import DPMSolver, UniPC
 from solvers.ode import ODEError
 from solvers.probability_flow import ProbabilityFlow
+from solvers.runge_kutta import RungeKutta4
 from solvers.sampler import GridSampler, Sampler, Step
 from solvers.simulate import simulate
 
@@ -23,8 +26,10 @@ __all__ = [
     "Ancestral",
     "AnnealedLangevin",
     "Bound",
+    "DPMSolver",
     "DiscretizedGaussian",
     "Divergence",
+    "Euler",
     "EulerMaruyama",
     "Exact",
     "GridSampler",
@@ -36,10 +41,12 @@ __all__ = [
     "Output",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "RungeKutta4",
     "Sampler",
     "SamplingDiverged",
     "Solver",
     "Step",
+    "UniPC",
     "elbo",
     "log_likelihood",
     "simulate",
