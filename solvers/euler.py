@@ -17,7 +17,7 @@ from solvers.path import Path
 
 @dataclass(frozen=True)
 class Euler(LinearSampler):
-    """Euler steps in time: order 1, one call a step; for a process that is not Gaussian, EulerMaruyama(stochasticity=0).
+    """Euler steps in time: order 1, one call a step; for any process there is EulerMaruyama(stochasticity=0).
 
     In sigma / alpha as time, with x / alpha as state, Euler's method is DDIM.
 

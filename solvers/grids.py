@@ -14,7 +14,6 @@ from torch import Tensor
 from sde import SDE, GaussianSDE
 from sde.base import last_time
 
-
 _JUMP, _JUMP_PER_STEP, _FEWEST = 80.0, 2.0, 5
 
 

@@ -1,4 +1,4 @@
-r"""Heun's method on the probability-flow ODE, with or without churn (Karras et al., 2022, algorithms 1 and 2).
+r"""Heun's method on the probability-flow ODE, with and without churn (Karras et al., 2022, algorithms 1 and 2).
 
 In y = x / alpha and s = sigma / alpha the flow of every Gaussian SDE is dy = eps ds, which the trapezoidal rule takes
 from node to node. Churn first raises the noise from s to s' = (1 + gamma) s,
@@ -8,8 +8,8 @@ from node to node. Churn first raises the noise from s to s' = (1 + gamma) s,
 a step forward in time that needs no call, and the trapezoidal rule starts there: fresh noise in place of old, whose
 errors go with it. The noise is never raised above that of the first time, beyond which a model has seen nothing.
 
-The algorithms end at s = 0 by a step of Euler's method from the last node, x_0 as the model predicts it there: here that
-is ``final="denoise"``, 2 N + 1 calls. So is the last step under a process that has no noise at t_min; the slope at
+The algorithms end at s = 0 by a step of Euler's method from the last node, x_0 as the model predicts it there: here
+that is ``final="denoise"``, 2 N + 1 calls. So is the last step under a process that has no noise at t_min; the slope at
 s = 0 is then called for, that all steps may be alike, and left out.
 """
 
@@ -38,7 +38,7 @@ class Raised(NamedTuple):
 class Heun(GridSampler):
     """Trapezoidal rule for d(x / alpha) = eps d(sigma / alpha): order 2, two calls a step.
 
-    At 10 calls it is behind Euler's method and DDIM, and below 50 behind multistep methods: its steps are twice as long.
+    At 10 calls it is behind Euler's method and DDIM, and below 50 behind multistep methods: its steps are long.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class Heun(GridSampler):
             return Raised(path.times[:-1], path.alpha[:-1], path.ratio.diff(), None)
         ratio, end = path.ratio[:-1], path.ratio[1:]
         within = (ratio >= self.churn_min) & (ratio <= self.churn_max)
-        gamma = within * min(self.churn / len(ratio), math.sqrt(2) - 1)
+        gamma = within.to(ratio) * min(self.churn / len(ratio), math.sqrt(2) - 1)
         raised = torch.minimum((1 + gamma) * ratio, path.ratio[0])
         moved = raised > ratio
         times = torch.where(moved, path.sde.time(-2 * raised.log()).detach(), path.times[:-1])

@@ -2,7 +2,7 @@ r"""Exponential multistep methods for the probability-flow ODE: DPM-Solver++ and
 
 With lambda = log(alpha / sigma), half the log-SNR, the flow from t to s in the predictions of x_0 is exactly
 
-    x_s = (sigma_s / sigma_t) x_t + alpha_s h int_0^1 e^{-h (1 - r)} x_0(lambda_t + r h) dr,      h = lambda_s - lambda_t
+    x_s = (sigma_s / sigma_t) x_t + alpha_s h int_0^1 e^{-h (1 - r)} x_0(lambda_t + r h) dr,    h = lambda_s - lambda_t
 
 (Lu et al., "DPM-Solver++", 2022, eq. 8), whose linear part is no source of error. x_0 held at its value at t, this is
 DDIM, alpha_s x_0 + sigma_s eps. The methods add sum_j w_j (x_0(lambda_j) - x_0(lambda_t)) over nodes that have been

@@ -180,7 +180,9 @@ def test_b28_a_step_that_shrinks_to_nothing_raises(method):
 
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_b28_too_many_steps_raise(method):
-    with pytest.raises(ODEError, match=rf"{method} stopped near t=[\d.e-]+ after \d+ evaluations \(max_num_steps exceeded"):
+    with pytest.raises(
+        ODEError, match=rf"{method} stopped near t=[\d.e-]+ after \d+ evaluations \(max_num_steps exceeded"
+    ):
         integrate(lambda t, y: (torch.cos(1e4 * t) * y[0],), state(), 0.0, 1.0, method, 1e-9, 1e-9, max_steps=50)
 
 
