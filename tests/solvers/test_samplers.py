@@ -20,14 +20,18 @@ from solvers import (
     GRIDS,
     Ancestral,
     AnnealedLangevin,
+    DPMSolver,
+    Euler,
     EulerMaruyama,
     Heun,
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
     ReverseDiffusion,
+    RungeKutta4,
     Sampler,
     SDEDPMSolver,
+    UniPC,
 )
 from solvers.base import SamplingDiverged
 
@@ -42,6 +46,15 @@ AFFINE = {  # calls of the model per step, and whether a step draws noise
     DDIM(eta=0.5): (1, 1),
     DDIM(eta=1.0): (1, 1),
     Heun(): (2, 0),
+    Heun(churn=10.0): (2, 1),
+    Euler(): (1, 0),
+    DPMSolver(order=1): (1, 0),
+    DPMSolver(order=2): (1, 0),
+    DPMSolver(order=3): (1, 0),
+    UniPC(order=1): (1, 0),
+    UniPC(order=2): (1, 0),
+    UniPC(order=3): (1, 0),
+    RungeKutta4(): (4, 0),
 }
 OTHERS = {
     EulerMaruyama(stochasticity=0.0): 1,
@@ -249,7 +262,7 @@ def test_any_number_of_steps_is_finite(sde, grid):
             assert bool(torch.isfinite(x).all()) and x.shape == (4, 2), (sampler, steps)
 
 
-@pytest.mark.parametrize("predictor", AFFINE, ids=str)
+@pytest.mark.parametrize("predictor", [s for s in AFFINE if not s.looks_back], ids=str)
 def test_without_corrections_the_predictor_is_left(predictor):
     predictor, model = with_steps(predictor, 9), mixture(VP())
     corrected = PredictorCorrector(predictor, Langevin(corrections=0))
@@ -346,14 +359,14 @@ def test_either_shape_or_noise_is_asked_for(arguments):
             sampler(mixture(VP()), **arguments)
 
 
-@pytest.mark.parametrize("cls", [EulerMaruyama, Ancestral, DDIM, Heun, Langevin])
+@pytest.mark.parametrize("cls", [Euler, EulerMaruyama, Ancestral, DDIM, DPMSolver, Heun, Langevin, RungeKutta4, UniPC])
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"steps": 0}, "steps must be a positive integer, found 0"),
         ({"steps": 2.0}, "steps must be a positive integer, found 2.0"),
         ({"steps": True}, "steps must be a positive integer, found True"),
-        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, found 'linear'"),
+        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, angle, found 'linear'"),
         ({"final": "tweedie"}, "final must be one of mean, sample, denoise, found 'tweedie'"),
     ],
 )
@@ -377,7 +390,7 @@ def test_bad_values_are_refused(cls, arguments, message):
         (lambda: ProbabilityFlow(method="rk4"), ValueError, "takes a fixed number of steps: give steps >= 1"),
         (lambda: ProbabilityFlow(method="rk4", steps=0), ValueError, "give steps >= 1, found 0"),
         (lambda: ProbabilityFlow(steps=10), ValueError, "chooses its own steps: leave steps out"),
-        (lambda: ProbabilityFlow(method="rk5"), ValueError, "method must be one of dopri5, dopri8 .* found 'rk5'"),
+        (lambda: ProbabilityFlow(method="rk5"), ValueError, "method must be one of dopri5, dopri8, .* found 'rk5'"),
         (lambda: ProbabilityFlow(rtol=0.0), ValueError, "rtol and atol must be positive, found rtol=0.0"),
         (lambda: ProbabilityFlow(atol=math.nan), ValueError, "rtol and atol must be positive"),
     ],
