@@ -233,7 +233,7 @@ def test_no_step_reads_a_value(monkeypatch, sampler):
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
 def test_more_steps_read_no_more_values(sampler):
-    """After the plan, which is made on the CPU: the checks and draws between the steps, all that a read could hide in."""
+    """After the plan, made on the CPU: the checks and draws between the steps, all that a read could hide in."""
     reads, counts = [], []
 
     class Count(TorchDispatchMode):
