@@ -50,17 +50,17 @@ def interpolating(alpha: Tensor, h: Tensor, nodes: Tensor) -> Tensor:
 
 
 def orders(path: Path, order: int) -> Tensor:
-    """Of each step, ``(N,)``: lower while there are few nodes, in the last of few steps, and next to sigma = 0."""
-    index, finite = torch.arange(len(path.times) - 1), torch.isfinite(path.log_snr)
-    known = (index + 1 - (~finite[0]).long()).clamp(min=1, max=order)
+    """Of each step, ``(N,)``: lower while there are few nodes of finite lambda, and in the last of few steps."""
+    index, finite = torch.arange(len(path.times) - 1), bool(torch.isfinite(path.log_snr[0]))
+    known = (index + finite).clamp(min=1, max=order)
     left = len(index) - index if len(index) < _FEW else order
-    return torch.where(finite[1:], torch.minimum(known, torch.as_tensor(left)), 1)
+    return torch.minimum(known, torch.as_tensor(left))
 
 
 def corrections(path: Path, order: Tensor, width: int, ahead: bool = False) -> Tensor:
     """w_j of all steps, ``(N, width)``, over the nodes n - 1, n - 2, ... before each and, if ``ahead``, first n + 1.
 
-    ``order`` counts the nodes up to n; where it has fewer, w_j is 0.
+    ``order`` counts the nodes up to n; where it has fewer, and in a step to or from sigma = 0, w_j is 0.
     """
     half = 0.5 * path.log_snr
     h, out = half.diff(), torch.zeros(len(order), width, dtype=half.dtype)
