@@ -13,8 +13,8 @@ called before, at r_j = (lambda_j - lambda_t) / h. In general w makes the sum ri
 and for a single other node the simpler w_1 r_1 = alpha_s (1 - e^{-h}) / 2, right to the same order (algorithm 2 of the
 paper; B_2(h) = e^h - 1 of Zhao et al., "UniPC", 2023, section 3.4).
 
-The first step is DDIM's and the second has order 2. Towards the data that costs nothing: in pure noise x_0 hardly moves.
-Encoding sets out where it may: there order 3 falls towards 2 with very many steps, and UniPC's 4 towards 3.
+The first step is DDIM's and the second has order 2. Towards the data that costs nothing: in pure noise x_0 hardly
+moves. Encoding sets out where it may: there order 3 falls towards 2 with very many steps, and UniPC's 4 towards 3.
 """
 
 from dataclasses import dataclass
