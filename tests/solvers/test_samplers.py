@@ -102,7 +102,7 @@ def test_mean_and_covariance_of_a_correlated_gaussian(monkeypatch, sde, sampler)
         response(monkeypatch, with_steps(sampler, n, final="sample"), model, 2).moments(
             *marginal(model, last_time(sde))
         )
-        for n in (150, 300)
+        for n in ((450, 900) if isinstance(sampler, Euler) else (150, 300))  # without noise errors in t stay
     )
     root = torch.linalg.inv(torch.linalg.cholesky(covariance))
     assert (root @ coarse[1] @ root.T - torch.eye(2)).abs().max() < 0.15
