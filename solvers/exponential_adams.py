@@ -157,7 +157,7 @@ class ExponentialAdams(GridSampler):
 
     def _size(self, s: Tensor) -> Tensor:
         """Q, over the larger of 1 and c."""
-        return torch.hypot(torch.as_tensor(min(1.0, self.data_std)), s / max(1.0, self.data_std))
+        return torch.hypot(s.new_tensor(min(1.0, self.data_std)), s / max(1.0, self.data_std))
 
     def _psi(self, s: Tensor) -> Tensor:
         return (1 + (s / self.knee).square()) ** -0.25
