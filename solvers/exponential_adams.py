@@ -13,7 +13,7 @@ unit variance, in those of v: y / Q is then the state of a variance-preserving p
 through the last nodes, in modified divided differences phi_j (``solvers.adams``): a step adds the terms r_j phi_j,
 j < order, where r_j depends on the grid alone. Deep in the noise an exact x_0 is constant in s, and that of a network
 that predicts eps errs in proportion to s. psi, between the two, halves the errors of such networks at the end, and
-costs exact scores nothing.
+costs exact scores nothing up to 50 steps; beyond, it makes the error of the first steps larger.
 
 **Order.** phi_j is F less its extrapolation from the j nodes before: the error that order j has just made. The terms
 fall with j as long as the score is smooth on the scale of the steps, and rise where it is not, as a network's is sooner
@@ -25,15 +25,21 @@ than an exact one. So from the third on they enter with the weights
 for each sample by itself: no call, no look at the host, and no sample depends on its batch. The memory matters: an
 order that changes from step to step breaks the cancellation between the errors of steps, and is worse than any fixed.
 
+On a smooth score the error falls as N^-K down to what the first steps leave, which have fewer terms than K: it is of
+second order, and the smaller the noisier the start; for data off the origin, 1e-6 at 300 steps from s = 150.
+
 **The end.** Near the data g = eps / s = -score alpha^2 is a smooth function of tau = s^2. From the last node, where the
 method stops interpolating, y(end) = y - 1/2 integral of g dtau, with g linear in tau through the last two nodes. Where
-plain denoising errs by s^2 / (2 std^2), this errs by s^6: the last node may lie far from the data ("balanced" in
-``solvers.grids``), and no call is spent there.
+plain denoising errs by s^2 / (2 std^2), this errs by s^6: for Gaussian data of variance v and an end without noise, by
+3/16 v^-3 s^4 (s^2 / 3 + (tau_1 - s^2) / 2) of y, with tau_1 the square of the node before. So the last node may lie far
+from the data ("balanced" in ``solvers.grids``), and no call is spent there. Data much narrower than s are another
+matter: on a point g is in proportion to 1 / s, and of the noise s eps a part 1/2 - 1 / (4 k (k + 1)) is left, about
+0.4, where k is the ratio of the last two nodes. There more steps, or a grid that goes to t_min, do better.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,12 +85,14 @@ class ExponentialAdams(GridSampler):
 
     Parameters
     ----------
-    order: number of terms, and the order of convergence where the score is smooth; the first steps have less.
+    order: K, the number of terms, and the order of convergence where the score is smooth, until the error of the first
+        steps, of order 2, is all that is left (module's docstring).
     adaptive: whether the terms from the third on enter by the weights of the module's docstring, or in full.
     data_std: c. 0: data prediction; infinity: noise prediction.
-    knee: sigma / alpha above which the interpolated function is damped; infinity: nowhere.
+    knee: sigma / alpha above which the interpolated function is damped; infinity: nowhere, as noise prediction needs.
 
-    ``encode`` begins with a step of DDIM, whose error is of second order in the noise at the end of it.
+    ``encode`` begins, where the first step is long, with one of DDIM to its end at s, of error (s - s_min)^2 / (2 std^2)
+    relative to the data: a mixture comes back to 0.1 at 20 steps, 1e-3 at 80, 1e-4 at 320.
 
     >>> ExponentialAdams(steps=10).calls
     10
@@ -108,6 +116,11 @@ class ExponentialAdams(GridSampler):
             raise ValueError(f"ExponentialAdams: data_std must be a number of at least 0, found {self.data_std!r}")
         if not self.knee > 0:
             raise ValueError(f"ExponentialAdams: knee must be a positive number, found {self.knee!r}")
+        if math.isinf(self.data_std) and not math.isinf(self.knee):
+            raise ValueError(
+                "ExponentialAdams: data_std=inf leaves nothing for the knee to damp; give knee=inf, "
+                f"found {self.knee!r}"
+            )
 
     def plan(self, path: Path) -> Table:
         s, alpha, forward = path.ratio, path.alpha[1:], bool(path.times[0] > path.times[-1])

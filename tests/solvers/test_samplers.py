@@ -21,6 +21,7 @@ from solvers import (
     Ancestral,
     AnnealedLangevin,
     EulerMaruyama,
+    ExponentialAdams,
     Heun,
     Langevin,
     PredictorCorrector,
@@ -36,6 +37,7 @@ AFFINE = {  # calls of the model per step, and whether a step draws noise
     DDIM(eta=0.5): (1, 1),
     DDIM(eta=1.0): (1, 1),
     Heun(): (2, 0),
+    ExponentialAdams(adaptive=False): (1, 0),
 }
 CORRECTED = {
     Langevin(): 1,
@@ -47,7 +49,7 @@ CORRECTED = {
     PredictorCorrector(Heun(), Langevin(snr=0.1)): 3,
     PredictorCorrector(Ancestral(), PredictorCorrector(Langevin(), Langevin(corrections=0)).predictor): 2,
 }
-CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, **CORRECTED}
+CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, ExponentialAdams(): 1, **CORRECTED}
 
 ON_CHAINS = {DDPM, AnnealedLangevin}
 """Over the levels of a chain, and not over a grid of times: they have the same tests in test_chains.py."""
@@ -98,7 +100,7 @@ def test_all_parametrizations_of_one_model_sample_alike(monkeypatch, sde, sample
     for name in ROWS:
         model = ScoreNetwork(ExactNet(exact, PARAMETRIZATIONS[name]().row), sde, name)
         for part, whole in zip(response(monkeypatch, sampler, model, 2), expected, strict=True):
-            assert torch.allclose(part, whole, rtol=0, atol=1e-6 * float(whole.abs().max())), name
+            assert torch.allclose(part, whole, rtol=0, atol=1e-12 + 1e-6 * float(whole.abs().max())), name
 
 
 @pytest.mark.parametrize("sde", CORE_SDES, ids=str)
@@ -339,14 +341,14 @@ def test_either_shape_or_noise_is_asked_for(arguments):
             sampler(mixture(VP()), **arguments)
 
 
-@pytest.mark.parametrize("cls", [EulerMaruyama, Ancestral, DDIM, Heun, Langevin])
+@pytest.mark.parametrize("cls", [EulerMaruyama, Ancestral, DDIM, Heun, ExponentialAdams, Langevin])
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"steps": 0}, "steps must be a positive integer, found 0"),
         ({"steps": 2.0}, "steps must be a positive integer, found 2.0"),
         ({"steps": True}, "steps must be a positive integer, found True"),
-        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, found 'linear'"),
+        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, balanced, found 'linear'"),
         ({"final": "tweedie"}, "final must be one of mean, sample, denoise, found 'tweedie'"),
     ],
 )
