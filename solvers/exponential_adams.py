@@ -91,8 +91,8 @@ class ExponentialAdams(GridSampler):
     data_std: c. 0: data prediction; infinity: noise prediction.
     knee: sigma / alpha above which the interpolated function is damped; infinity: nowhere, as noise prediction needs.
 
-    ``encode`` begins, where the first step is long, with one of DDIM to its end at s, of error (s - s_min)^2 / (2 std^2)
-    relative to the data: a mixture comes back to 0.1 at 20 steps, 1e-3 at 80, 1e-4 at 320.
+    ``encode`` begins, where its first step is long, with one of DDIM, to s: it errs by (s - s_min)^2 / (2 std^2) of the
+    data. A mixture comes back to 0.15 at 20 steps, 1e-3 at 80, 1e-4 at 320.
 
     >>> ExponentialAdams(steps=10).calls
     10
