@@ -5,6 +5,7 @@ Tweedie's formula)
 
     score     = -eps / sigma
     velocity  = alpha' x_0 + sigma' eps  =  f - (g^2 / 2) score        (the probability-flow ODE)
+    reverse drift  =  velocity - (g^2 / 2) score                       (the reverse-time SDE)
 
 In float32 neither x_0 nor eps nor the score alone is accurate at both ends of time; the pair is.
 
@@ -63,12 +64,16 @@ class ScoreField(nn.Module, ABC):
         self.sde = sde
 
     @abstractmethod
-    def score(self, x: Tensor, t: Tensor, **condition) -> Tensor:
-        """Gradient of log p_t at ``x``; shape of ``x``."""
+    def score(self, x: Tensor, t: Tensor, sigma: Tensor | None = None, **condition) -> Tensor:
+        """Gradient of log p_t at ``x``; shape of ``x``. ``sigma``: sigma(t), where it is known already."""
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         """dx/dt along the probability-flow ODE; shape of ``x``."""
+
+    @abstractmethod
+    def reverse_drift(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+        """Drift f - g^2 score of the reverse-time SDE; shape of ``x``."""
 
 
 class Density(ABC):
@@ -89,12 +94,18 @@ class ScoreFunction(ScoreField):
     def forward(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         return self.function(x, t, **condition)
 
-    def score(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+    def score(self, x: Tensor, t: Tensor, sigma: Tensor | None = None, **condition) -> Tensor:
         return self(x, t, **condition)
 
     def velocity(self, x: Tensor, t: Tensor, **condition) -> Tensor:
-        half = 0.5 * self.sde.diffusion(t).square()
-        return self.sde.drift(x, t) - expand(half, x) * self(x, t, **condition)
+        return self._drift(x, t, 0.5, **condition)
+
+    def reverse_drift(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+        return self._drift(x, t, 1.0, **condition)
+
+    def _drift(self, x: Tensor, t: Tensor, share: float, **condition) -> Tensor:
+        """f - share g^2 score."""
+        return self.sde.drift(x, t) - expand(share * self.sde.diffusion(t).square(), x) * self(x, t, **condition)
 
 
 class ScoreModel(ScoreField):
@@ -110,12 +121,17 @@ class ScoreModel(ScoreField):
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         """The pair (x_0, eps) predicted from ``x`` at time ``t``."""
 
-    def score(self, x: Tensor, t: Tensor, **condition) -> Tensor:
-        return -self(x, t, **condition).eps / expand(self.sde.sigma(t), x)
+    def score(self, x: Tensor, t: Tensor, sigma: Tensor | None = None, **condition) -> Tensor:
+        return -self(x, t, **condition).eps / expand(self.sde.sigma(t) if sigma is None else sigma, x)
 
     def velocity(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         prediction, at = self(x, t, **condition), self.sde.coefficients(t)
         return expand(at.d_alpha, x) * prediction.x0 + expand(at.d_sigma, x) * prediction.eps
+
+    def reverse_drift(self, x: Tensor, t: Tensor, **condition) -> Tensor:
+        prediction, at = self(x, t, **condition), self.sde.coefficients(t)
+        of_noise = 2 * at.d_sigma - at.rate * at.sigma  # sigma' + g^2 / (2 sigma), finite where sigma is 0
+        return expand(at.d_alpha, x) * prediction.x0 + expand(of_noise, x) * prediction.eps
 
     def at_level(self, x: Tensor, alpha: Tensor, sigma: Tensor, t: Tensor | None = None, **condition) -> Prediction:
         """The pair for x = alpha x_0 + sigma eps with any ``alpha`` and ``sigma``, of shape ``()`` or ``(B,)``.

@@ -1,5 +1,6 @@
 """The way back: samplers, the probability-flow ODE, and exact likelihoods."""
 
+from solvers.adaptive import AdaptiveSDE
 from solvers.base import Output, SamplingDiverged, Solver
 from solvers.bound import Bound, elbo
 from solvers.bridge import DDIM, Ancestral
@@ -7,27 +8,35 @@ from solvers.chains import DDPM, AnnealedLangevin
 from solvers.corrector import Corrector, PredictorCorrector
 from solvers.decoder import DiscretizedGaussian
 from solvers.divergence import Divergence, Exact, Hutchinson
+from solvers.euler import Euler
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.exponential_adams import ExponentialAdams
 from solvers.grids import GRIDS, time_grid
 from solvers.heun import Heun
 from solvers.langevin import Langevin
 from solvers.likelihood import Likelihood, log_likelihood
+from solvers.multistep import DPMSolver, UniPC
 from solvers.ode import ODEError
 from solvers.probability_flow import ProbabilityFlow
+from solvers.reverse_diffusion import ReverseDiffusion
+from solvers.runge_kutta import RungeKutta4
 from solvers.sampler import GridSampler, Sampler, Step
+from solvers.sde_dpm_solver import SDEDPMSolver
 from solvers.simulate import simulate
 
 __all__ = [
     "DDIM",
     "DDPM",
     "GRIDS",
+    "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
     "Bound",
     "Corrector",
+    "DPMSolver",
     "DiscretizedGaussian",
     "Divergence",
+    "Euler",
     "EulerMaruyama",
     "Exact",
     "ExponentialAdams",
@@ -40,10 +49,14 @@ __all__ = [
     "Output",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "ReverseDiffusion",
+    "RungeKutta4",
+    "SDEDPMSolver",
     "Sampler",
     "SamplingDiverged",
     "Solver",
     "Step",
+    "UniPC",
     "elbo",
     "log_likelihood",
     "simulate",

@@ -18,6 +18,12 @@ from solvers.path import Path
 from solvers.sampler import GridSampler, Step
 
 
+def require_stochasticity(value: float, title: str) -> None:
+    """Refuse what is no finite number of at least 0."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{title}: stochasticity must be a number of at least 0, found {value!r}")
+
+
 class Increments(NamedTuple):
     """What a step multiplies drift, score and noise by; ``rate`` is alpha'/alpha, or None for any drift."""
 
@@ -47,8 +53,7 @@ class EulerMaruyama(GridSampler):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.stochasticity < float("inf"):
-            raise ValueError(f"EulerMaruyama: stochasticity must be a number of at least 0, found {self.stochasticity}")
+        require_stochasticity(self.stochasticity, "EulerMaruyama")
 
     @property
     def needs_pair(self) -> bool:
@@ -64,7 +69,7 @@ class EulerMaruyama(GridSampler):
         return Increments(dt, -0.5 * (1 + eta**2) * dt * g.square(), eta * g * dt.abs().sqrt(), rate)
 
     def step(self, x: Tensor, step: Step, carry: None) -> tuple[Tensor, None]:
-        own, score = step.own, step.model.score(x, step.t)
+        own, score = step.own, step.model.score(x, step.t, step.sigma_t)
         drift = step.model.sde.drift(x, step.t) if own.rate is None else own.rate * x
         x = x + own.time * drift + own.score * score
         return (torch.addcmul(x, own.noise, step.draw(x)) if self.stochastic else x), None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-ADAPTIVE = ("dopri5", "dopri8")
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
+"""Not "fehlberg2", whose estimate is so much below its error that the tolerances mean nothing."""
 FIXED = ("euler", "midpoint", "rk4")
 
 State = tuple[Tensor, ...]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sde import SDE, GaussianSDE
+from sde.base import Coefficients
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,22 @@ class Path:
         return 2 * (self.alpha.log() - self.sigma.log())
 
     @cached_property
+    def coefficients(self) -> Coefficients | None:
+        """alpha, sigma, alpha', sigma'; None for a process that is not Gaussian."""
+        if not isinstance(self.sde, GaussianSDE):
+            return None
+        return Coefficients(*(c.detach() for c in self.sde.coefficients(self.times)))
+
+    @property
     def rate(self) -> Tensor | None:
         """alpha'/alpha, the linear coefficient of the drift; None for a process that is not Gaussian."""
-        return self.sde.coefficients(self.times).rate.detach() if isinstance(self.sde, GaussianSDE) else None
+        return self.coefficients and self.coefficients.rate
 
     @cached_property
     def diffusion(self) -> Tensor:
         """g."""
-        return self.sde.diffusion(self.times).detach()
+        gaussian = self.coefficients
+        return gaussian.diffusion_squared.sqrt() if gaussian else self.sde.diffusion(self.times).detach()
 
 
 def rows(plan: Any, like: Tensor) -> Iterable[Any]:

@@ -525,7 +525,7 @@ def test_a_corrector_may_follow_each_step():
         *(({"knee": knee}, f"knee must be a positive number, found {knee}") for knee in (0, 0.0, math.nan, -1.0)),
         ({"data_std": math.inf}, "data_std=inf leaves nothing for the knee to damp; give knee=inf, found 6.0"),
         *(({"adaptive": a}, f"adaptive must be True or False, found {a}") for a in (1, 0, None, 0.5)),
-        ({"grid": "even"}, "grid must be one of uniform, log_snr, karras, balanced, found 'even'"),
+        ({"grid": "even"}, "grid must be one of uniform, log_snr, karras, angle, balanced, found 'even'"),
     ],
     ids=str,
 )

@@ -23,6 +23,7 @@ from solvers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
+from solvers.sampler import Draws
 
 ALL = [
     *(on_grid(sampler, 4) for sampler in CALLS),
@@ -129,16 +130,16 @@ def test_the_seed_decides_and_given_noise_takes_the_place_of_the_prior(sampler):
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
 def test_every_draw_of_noise_has_a_number_of_its_own(monkeypatch, sampler):
-    """0 for the prior, then 1, 2, ...: noise that came again would tie one step to another, or to the start."""
+    """0 for the prior, then others: noise that came again would tie one step to another, or to the start."""
     numbers, normal = [], Noise.normal
 
     def numbered(self, shape, draw=0, *rest, **named):
-        numbers.append(draw)
+        numbers.extend(torch.as_tensor(draw).flatten().tolist())
         return normal(self, shape, draw, *rest, **named)
 
     monkeypatch.setattr(Noise, "normal", numbered)
     sampler(mixture(VP()), shape=(3, 2))
-    assert numbers == list(range(len(numbers)))
+    assert numbers[0] == 0 and len(set(numbers)) == len(numbers)
     assert (len(numbers) > 1) == sampler.stochastic
 
 
@@ -232,7 +233,7 @@ def test_no_step_reads_a_value(monkeypatch, sampler):
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
 def test_more_steps_read_no_more_values(sampler):
-    """Beside the steps: the states, checks and draws between them, all that a read could hide in."""
+    """After the plan, made on the CPU: the checks and draws between the steps, all that a read could hide in."""
     reads, counts = [], []
 
     class Count(TorchDispatchMode):
@@ -243,7 +244,7 @@ def test_more_steps_read_no_more_values(sampler):
     for shorter in (sampler.with_steps(2), sampler.with_steps(4)):
         reads.clear()
         with Count():
-            shorter(mixture(VP()), shape=(3, 2), trajectory=1, callback=lambda *_: None)
+            shorter(mixture(VP()), shape=(3, 2), trajectory=1, callback=lambda i, x: i or reads.clear())
         counts.append(len(reads))
     assert counts[0] == counts[1]
 
@@ -354,3 +355,14 @@ def test_b26_a_grid_is_evaluated_from_its_first_time_and_to_its_last():
             model.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(float(arguments[1])))
             EulerMaruyama(steps)(model, shape=(1, 2))
             assert seen == times[:-1].tolist(), steps
+
+
+def test_draws_of_one_shape_do_not_depend_on_another_or_on_the_batch():
+    """A sampler that draws in two shapes, alone and in a batch so large that nothing is drawn ahead."""
+    x = torch.zeros(40_000, 2)
+    few, many = (Draws(Noise(3), x[:n]) for n in (2, len(x)))
+    for _ in range(5):
+        assert torch.equal(many.fresh(x)[:2], few.fresh(x[:2]))
+        assert torch.equal(many.fresh(x[:, :1])[:2], few.fresh(x[:2, :1]))
+    drawn = [few.fresh(x[:2]) for _ in range(200)] + [few.fresh(x[:2, :1]).expand(2, 2) for _ in range(200)]
+    assert len({float(z[0, 0]) for z in drawn}) == 400

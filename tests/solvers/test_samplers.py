@@ -20,26 +20,46 @@ from solvers import (
     GRIDS,
     Ancestral,
     AnnealedLangevin,
+    DPMSolver,
+    Euler,
     EulerMaruyama,
     ExponentialAdams,
     Heun,
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
+    ReverseDiffusion,
+    RungeKutta4,
     Sampler,
+    SDEDPMSolver,
+    UniPC,
 )
 from solvers.base import SamplingDiverged
 
 AFFINE = {  # calls of the model per step, and whether a step draws noise
     EulerMaruyama(): (1, 1),
+    ReverseDiffusion(): (1, 1),
+    SDEDPMSolver(): (1, 1),
+    SDEDPMSolver(stochasticity=0.0): (1, 0),
+    SDEDPMSolver(order=1, stochasticity=0.5): (1, 1),
     Ancestral(): (1, 1),
     DDIM(): (1, 0),
     DDIM(eta=0.5): (1, 1),
     DDIM(eta=1.0): (1, 1),
     Heun(): (2, 0),
     ExponentialAdams(adaptive=False): (1, 0),
+    Heun(churn=10.0): (2, 1),
+    Euler(): (1, 0),
+    DPMSolver(order=1): (1, 0),
+    DPMSolver(order=2): (1, 0),
+    DPMSolver(order=3): (1, 0),
+    UniPC(order=1): (1, 0),
+    UniPC(order=2): (1, 0),
+    UniPC(order=3): (1, 0),
+    RungeKutta4(): (4, 0),
 }
-CORRECTED = {
+OTHERS = {
+    EulerMaruyama(stochasticity=0.0): 1,
     Langevin(): 1,
     Langevin(corrections=3): 3,
     Langevin(step_rule="song"): 1,
@@ -49,7 +69,7 @@ CORRECTED = {
     PredictorCorrector(Heun(), Langevin(snr=0.1)): 3,
     PredictorCorrector(Ancestral(), PredictorCorrector(Langevin(), Langevin(corrections=0)).predictor): 2,
 }
-CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, ExponentialAdams(): 1, **CORRECTED}
+CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, ExponentialAdams(): 1, **OTHERS}
 
 ON_CHAINS = {DDPM, AnnealedLangevin}
 """Over the levels of a chain, and not over a grid of times: they have the same tests in test_chains.py."""
@@ -104,7 +124,7 @@ def test_all_parametrizations_of_one_model_sample_alike(monkeypatch, sde, sample
 
 
 @pytest.mark.parametrize("sde", CORE_SDES, ids=str)
-@pytest.mark.parametrize("sampler", [s for s in CORRECTED if isinstance(s, PredictorCorrector)], ids=str)
+@pytest.mark.parametrize("sampler", [s for s in OTHERS if isinstance(s, PredictorCorrector)], ids=str)
 def test_corrected_samplers_on_a_correlated_gaussian(sde, sampler):
     """The bias of Langevin steps of snr 0.16 is under 8 %; the rest is Monte Carlo, 5 standard errors."""
     model, n = correlated(sde), 4000
@@ -244,7 +264,7 @@ def test_any_number_of_steps_is_finite(sde, grid):
             assert bool(torch.isfinite(x).all()) and x.shape == (4, 2), (sampler, steps)
 
 
-@pytest.mark.parametrize("predictor", AFFINE, ids=str)
+@pytest.mark.parametrize("predictor", [s for s in AFFINE if not s.looks_back], ids=str)
 def test_without_corrections_the_predictor_is_left(predictor):
     predictor, model = with_steps(predictor, 9), mixture(VP())
     corrected = PredictorCorrector(predictor, Langevin(corrections=0))
@@ -341,14 +361,17 @@ def test_either_shape_or_noise_is_asked_for(arguments):
             sampler(mixture(VP()), **arguments)
 
 
-@pytest.mark.parametrize("cls", [EulerMaruyama, Ancestral, DDIM, Heun, ExponentialAdams, Langevin])
+@pytest.mark.parametrize(
+    "cls",
+    [Euler, EulerMaruyama, Ancestral, DDIM, DPMSolver, ExponentialAdams, Heun, Langevin, RungeKutta4, UniPC],
+)
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"steps": 0}, "steps must be a positive integer, found 0"),
         ({"steps": 2.0}, "steps must be a positive integer, found 2.0"),
         ({"steps": True}, "steps must be a positive integer, found True"),
-        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, balanced, found 'linear'"),
+        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, angle, balanced, found 'linear'"),
         ({"final": "tweedie"}, "final must be one of mean, sample, denoise, found 'tweedie'"),
     ],
 )
@@ -372,7 +395,7 @@ def test_bad_values_are_refused(cls, arguments, message):
         (lambda: ProbabilityFlow(method="rk4"), ValueError, "takes a fixed number of steps: give steps >= 1"),
         (lambda: ProbabilityFlow(method="rk4", steps=0), ValueError, "give steps >= 1, found 0"),
         (lambda: ProbabilityFlow(steps=10), ValueError, "chooses its own steps: leave steps out"),
-        (lambda: ProbabilityFlow(method="rk5"), ValueError, "method must be one of dopri5, dopri8 .* found 'rk5'"),
+        (lambda: ProbabilityFlow(method="rk5"), ValueError, "method must be one of dopri5, dopri8, .* found 'rk5'"),
         (lambda: ProbabilityFlow(rtol=0.0), ValueError, "rtol and atol must be positive, found rtol=0.0"),
         (lambda: ProbabilityFlow(atol=math.nan), ValueError, "rtol and atol must be positive"),
     ],
