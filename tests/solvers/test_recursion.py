@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from oracles import FEW_SDES, SDES, Watch, gaussian, marginal, one_step, paper, response
+from recursions import ancestral, ddim, euler_maruyama, heun, run
 
 from models import GaussianMixture
 from sde import VE, VP, SubVP
@@ -13,53 +15,16 @@ from sde.base import last_time
 from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, time_grid
 
 VARIANCES = (1.0, 0.25, 1e-2, 1e-4)
-
-
-def euler_maruyama(sde, v, t, s):
-    alpha, sigma, f, g_squared = paper(sde, t)
-    dt = t - s
-    return 1 - dt * (f + g_squared / (alpha**2 * v + sigma**2)), math.sqrt(g_squared * dt)
-
-
-def ddim(eta):
-    """Eqs. 12 and 16 of Song et al. (2021), DDIM, for any alpha and sigma."""
-
-    def step(sde, v, t, s):
-        (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
-        total = alpha**2 * v + sigma**2
-        noise = eta * sigma_s / sigma * math.sqrt(sigma**2 - (alpha / alpha_s * sigma_s) ** 2)
-        return alpha_s * alpha * v / total + math.sqrt(sigma_s**2 - noise**2) * sigma / total, noise
-
-    return step
-
-
-def ancestral(sde, v, t, s):
-    """Bayes' rule for x_s given x_t and x_0, at x_0 = E[x_0 | x_t]."""
-    (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
-    scale = alpha / alpha_s
-    added = sigma**2 - scale**2 * sigma_s**2
-    precision = 1 / sigma_s**2 + scale**2 / added
-    x0 = alpha * v / (alpha**2 * v + sigma**2)
-    return (alpha_s * x0 / sigma_s**2 + scale / added) / precision, math.sqrt(1 / precision)
-
-
-def heun(sde, v, t, s):
-    """The trapezoidal rule for x / alpha against sigma / alpha."""
-    (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
-    h = sigma_s / alpha_s - sigma / alpha
-    slope = sigma / (alpha**2 * v + sigma**2)
-    euler = alpha_s * (1 / alpha + h * slope)
-    later = sigma_s / (alpha_s**2 * v + sigma_s**2) * euler
-    return alpha_s * (1 / alpha + h * (slope + later) / 2), 0.0
+NAMES = ("alpha", "sigma", "rate", "squared")
 
 
 AFFINE = [
-    (EulerMaruyama, {}, euler_maruyama),
+    (EulerMaruyama, {}, euler_maruyama(1.0)),
     (Ancestral, {}, ancestral),
     (DDIM, {"eta": 0.0}, ddim(0.0)),
     (DDIM, {"eta": 0.5}, ddim(0.5)),
     (DDIM, {"eta": 1.0}, ddim(1.0)),
-    (Heun, {}, heun),
+    (Heun, {}, heun()),
 ]
 
 
@@ -73,23 +38,14 @@ def names(case):
 def test_every_coefficient_is_that_of_the_recursion(monkeypatch, sde, case, grid):
     """Starting from x_T and noise of 1 in turn; at 20 steps, for wide and for narrow data, for each way to end."""
     cls, options, step = case
-    times = time_grid(grid, sde, 20).tolist()
-    for v in VARIANCES:
-        for final in ("mean", "sample", "denoise"):
-            start, noise = 1.0, []
-            for t, s in itertools.pairwise(times):
-                a, b = step(sde, v, t, s)
-                start, noise = a * start, [a * n for n in noise] + [b]
-            if final == "mean":
-                noise[-1] = 0.0
-            if final == "denoise":
-                alpha, sigma, *_ = paper(sde, times[-1])
-                shrink = alpha * v / (alpha**2 * v + sigma**2)
-                start, noise = shrink * start, [shrink * n for n in noise]
-            found = response(monkeypatch, cls(20, grid, final, **options), gaussian(sde, v))
-            expected = torch.tensor([start, *noise], dtype=torch.float64)
-            actual = torch.cat([found.start[0], found.noise[:, 0, 0]])
-            assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-14 * expected.abs().max()), (v, final)
+    levels = [
+        SimpleNamespace(t=t, **dict(zip(NAMES, paper(sde, t), strict=True))) for t in time_grid(grid, sde, 20).tolist()
+    ]
+    for v, final in itertools.product(VARIANCES, ("mean", "sample", "denoise")):
+        expected = torch.from_numpy(run(step, levels, v, final))
+        found = response(monkeypatch, cls(20, grid, final, **options), gaussian(sde, v))
+        actual = torch.cat([found.start[0], found.noise[:, 0, 0]])
+        assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-14 * expected.abs().max()), (v, final)
 
 
 def variance_error(monkeypatch, sampler, sde, v=0.25):
