@@ -10,6 +10,7 @@ from test_samplers import with_steps as on_grid
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import solvers.base
+import solvers.sampler
 from models import MLP, ScoreNetwork
 from sde import VE, VP, DDPMChain, NCSNLevels, Noise, ScoreFunction, geometric_sigmas, linear_betas
 from solvers import (
@@ -23,6 +24,7 @@ from solvers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
+from solvers.path import Path
 
 ALL = [
     *(on_grid(sampler, 4) for sampler in CALLS),
@@ -129,17 +131,25 @@ def test_the_seed_decides_and_given_noise_takes_the_place_of_the_prior(sampler):
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
 def test_every_draw_of_noise_has_a_number_of_its_own(monkeypatch, sampler):
-    """0 for the prior, then 1, 2, ...: noise that came again would tie one step to another, or to the start."""
-    numbers, normal = [], Noise.normal
+    """0 for the prior, then 1, 2, ...: noise that came again would tie one step to another, or to the start.
 
-    def numbered(self, shape, draw=0, *rest, **named):
-        numbers.append(draw)
-        return normal(self, shape, draw, *rest, **named)
+    However many are drawn ahead, also where that is no multiple of the draws in a step.
+    """
+    drawn, fresh = [], solvers.sampler.Draws.fresh
 
-    monkeypatch.setattr(Noise, "normal", numbered)
-    sampler(mixture(VP()), shape=(3, 2))
-    assert numbers == list(range(len(numbers)))
-    assert (len(numbers) > 1) == sampler.stochastic
+    def kept(self, like):
+        drawn.append(fresh(self, like))
+        assert drawn[-1].shape == like.shape
+        return drawn[-1]
+
+    monkeypatch.setattr(solvers.sampler.Draws, "fresh", kept)
+    for ahead in (1, 3, 64):
+        drawn.clear()
+        monkeypatch.setattr(solvers.sampler, "_AHEAD", 6 * ahead)
+        sampler(mixture(VP()), shape=(3, 2), seed=5)
+        assert bool(drawn) == sampler.stochastic
+        for number, z in enumerate(drawn, 1):
+            assert torch.equal(z, Noise(5).normal((3, 2), number, dtype=torch.float64)), (ahead, number)
 
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
@@ -231,7 +241,7 @@ def test_no_step_reads_a_value(monkeypatch, sampler):
 
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
-def test_more_steps_read_no_more_values(sampler):
+def test_more_steps_read_no_more_values(monkeypatch, sampler):
     """Beside the steps: the states, checks and draws between them, all that a read could hide in."""
     reads, counts = [], []
 
@@ -241,10 +251,13 @@ def test_more_steps_read_no_more_values(sampler):
             return function(*args, **(kwargs or {}))
 
     for shorter in (sampler.with_steps(2), sampler.with_steps(4)):
+        plan = shorter.plan(Path(VP(), shorter.times(VP())))  # before the loop and on the CPU, where to read is no wait
+        monkeypatch.setattr(type(sampler), "plan", lambda *_, plan=plan: plan)
         reads.clear()
         with Count():
             shorter(mixture(VP()), shape=(3, 2), trajectory=1, callback=lambda *_: None)
         counts.append(len(reads))
+        monkeypatch.undo()
     assert counts[0] == counts[1]
 
 
