@@ -1,5 +1,6 @@
 """Runs every method in every setting within every budget, and finds the best setting of each."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -137,6 +138,39 @@ def summary(records: list[Record], budgets: Iterable[int]) -> str:
     kept = [i for i in range(len(rows[0])) if any(row[i] != "-" for row in rows)]
     header = ("case", "NFE", "peers", "setting", "with our ending", "setting", "ours", "setting", "ratio", "won")
     return table(tuple(header[i] for i in kept), [tuple(row[i] for i in kept) for row in rows])
+
+
+def settled(records: list[Record], budget: int) -> dict[str, dict[str, Best]]:
+    """By case and method, with one setting of each method for all cases: that of the least geometric mean error."""
+    runs = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for r in (r for r in records if r.budget == budget):
+        runs[f"{r.library}: {r.method}"][r.plan][r.case].append(r)
+    found, wanted = defaultdict(dict), cases(r for r in records if r.budget == budget)
+    for label, plans_ in runs.items():
+        medians = {
+            plan: {case: _median(label, plan, rs) for case, rs in by.items()}
+            for plan, by in plans_.items()
+            if len(by) == len(wanted)
+        }
+        if medians:
+            plan = min(medians, key=lambda plan: sum(math.log(best.error) for best in medians[plan].values()))
+            for case, best in medians[plan].items():
+                found[case][label] = best
+    return found
+
+
+def default_against_settled(records: list[Record], budgets: Iterable[int], default: str) -> str:
+    """Our ``default`` as it comes, beside the best peer in one setting for all cases of a budget."""
+    rows = []
+    for budget in budgets:
+        for case, methods in settled(records, budget).items():
+            peers = [best for label, best in methods.items() if group(label) == "peers"]
+            own = [r for r in records if (r.case, r.budget, r.method, r.plan) == (case, budget, default, "")]
+            if peers and own:
+                best, mine = min(peers, key=lambda one: one.error), _median(f"{OURS}: {default}", "", own)
+                rows.append((case, str(budget), *_cells(best), f"{mine.error:.2g}", f"{mine.error / best.error:.2f}"))
+    header = ("case", "NFE", "best peer, one setting", "which", f"{default} as it comes", "ours / peer")
+    return table(header, sorted(rows, key=lambda row: (row[0], int(row[1]))))
 
 
 def _cells(best: Best | None) -> list[str]:

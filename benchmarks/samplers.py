@@ -20,7 +20,7 @@ import ours
 import overhead
 import stochastic
 import trained
-from measure import BUDGETS, Record, cases, every_method, summary
+from measure import BUDGETS, Record, cases, default_against_settled, every_method, summary
 from peers import available
 from pictures import draw
 from problem import STARTS, exact_problem
@@ -70,7 +70,7 @@ def with_networks(args: argparse.Namespace) -> str:
 
 def pages(title: str, records: list[Record], budgets: tuple[int, ...], missing: list[str]) -> str:
     """The summary, and a table of all methods for every case."""
-    parts = [title, summary(records, budgets)]
+    parts = [title, summary(records, budgets), default_against_settled(records, budgets, "ExponentialAdams")]
     return "\n\n".join(parts + [every_method(records, case, budgets, missing) for case in cases(records)])
 
 

@@ -29,7 +29,7 @@ class Corrector(GridSampler):
 class PredictorCorrector(Sampler):
     """Any sampler's step, then a corrector's at the time it reached (Song et al., 2021, algorithm 1).
 
-    ``steps``, times, ``final`` and ``compile`` are the predictor's.
+    ``steps``, times and ``final`` are the predictor's; so is ``compile``, unless it is given here.
 
     >>> from solvers import EulerMaruyama, Langevin
     >>> PredictorCorrector(EulerMaruyama(steps=50), Langevin(snr=0.1)).steps
@@ -38,6 +38,7 @@ class PredictorCorrector(Sampler):
 
     predictor: Sampler
     corrector: Corrector
+    compile: bool = False
 
     def __post_init__(self):
         for role, kind in (("predictor", Sampler), ("corrector", Corrector)):
@@ -49,10 +50,11 @@ class PredictorCorrector(Sampler):
                 f"PredictorCorrector: a step of {type(self.predictor).__name__} starts from earlier states, which a "
                 "corrector would have moved; take a predictor such as EulerMaruyama, Ancestral, DDIM or DPMSolver"
             )
-        if self.predictor.compile and self.corrector.needs_density:
+        object.__setattr__(self, "compile", self.compile or self.predictor.compile)
+        if self.compile and self.corrector.needs_density:
             raise ValueError(
                 "PredictorCorrector: a compiled model has no density, which the adjusted corrector needs; leave out "
-                "compile=True of the predictor or adjusted=True of the corrector"
+                "compile=True or adjusted=True of the corrector"
             )
 
     @property
@@ -66,10 +68,6 @@ class PredictorCorrector(Sampler):
     @property
     def stochastic(self) -> bool:
         return self.predictor.stochastic or self.corrector.stochastic
-
-    @property
-    def compile(self) -> bool:
-        return self.predictor.compile
 
     @property
     def needs_pair(self) -> bool:
@@ -91,7 +89,7 @@ class PredictorCorrector(Sampler):
         return self.predictor.times(sde)
 
     def with_steps(self, steps: int) -> "PredictorCorrector":
-        return PredictorCorrector(self.predictor.with_steps(steps), self.corrector)
+        return replace(self, predictor=self.predictor.with_steps(steps))
 
     def plan(self, path: Path) -> tuple[Any, Any]:
         return self.predictor.plan(path), self.corrector.plan(path)

@@ -173,7 +173,7 @@ class Langevin(Corrector):
             z, size = step.fresh(x), expand(state.size, x)
             moved = self._at(state.x + size * state.score + (2 * size).sqrt() * z, step)
             # The logarithm of a uniform number, of each sample's own stream; a ratio that is no number is refused.
-            uniform = torch.special.log_ndtr(step.fresh(x).flatten(1)[:, 0])
+            uniform = torch.special.log_ndtr(step.fresh(x.flatten(1)[:, :1]))[:, 0]
             accept = uniform < log_ratio(state, moved, z)
             state = State(*(torch.where(expand(accept, new), new, old) for old, new in zip(state, moved, strict=True)))
         return state.x

@@ -5,7 +5,7 @@ step leaves for later ones is handed from step to step, and never kept on the sa
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -20,6 +20,7 @@ from solvers.path import Path, rows
 
 FINALS = ("mean", "sample", "denoise")
 _AHEAD = 2**15  # numbers to draw at a time
+_APART = 2**24  # draws of one shape before the numbers of the next
 
 
 @dataclass(frozen=True)
@@ -174,22 +175,31 @@ class GridSampler(Sampler):
 
 
 class Draws:
-    """Numbered draws of standard normal noise in the shape of ``x``; number 0 belongs to the prior."""
+    """Numbered draws of standard normal noise; number 0 belongs to the prior. Each shape has numbers of its own.
+
+    They are drawn ahead, for many small draws cost as much as one: a draw depends on how many of its shape went before
+    it, and not on how many were drawn at a time.
+    """
 
     def __init__(self, noise: Noise, x: Tensor):
-        self.noise, self.number, self.silent = noise, 0, False
-        self.ahead = max(1, min(64, _AHEAD // max(1, x.numel())))
-        self.ready: list[Tensor] = []
+        self.noise, self.silent = noise, False
+        self.streams: dict[tuple[int, ...], Iterator[Tensor]] = {}
 
     def __call__(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if self.silent else self.fresh(like)
 
     def fresh(self, like: Tensor) -> Tensor:
-        if not self.ready:  # drawn ahead, for many small draws cost as much as one
-            numbers = torch.arange(self.number + self.ahead, self.number, -1, device=like.device)
-            self.ready = list(self.noise.normal(tuple(like.shape), numbers, like.device, like.dtype))
-        self.number += 1
-        return self.ready.pop()
+        shape = tuple(like.shape)
+        if shape not in self.streams:
+            self.streams[shape] = self._stream(like, len(self.streams) * _APART)
+        return next(self.streams[shape])
+
+    def _stream(self, like: Tensor, number: int) -> Iterator[Tensor]:
+        ahead = max(1, min(64, _AHEAD // max(1, like.numel())))
+        while True:
+            numbers = torch.arange(number + 1, number + 1 + ahead, device=like.device)
+            yield from self.noise.normal(tuple(like.shape), numbers, like.device, like.dtype).unbind()
+            number += ahead
 
 
 def _columns(path: Path, x: Tensor) -> list[tuple[Tensor, ...]]:

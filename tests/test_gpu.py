@@ -1,6 +1,7 @@
 """What must hold on a CUDA device; skipped without one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,14 +17,23 @@ from sde import EDM, VE, VP, Cosine, DDPMChain, LearnedSchedule, Noise, Rectifie
 from solvers import (
     DDIM,
     DDPM,
+    AdaptiveSDE,
     Ancestral,
+    DPMSolver,
+    Euler,
     EulerMaruyama,
     Exact,
+    ExponentialAdams,
     Heun,
     Hutchinson,
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
+    ReverseDiffusion,
+    RungeKutta4,
+    Sampler,
+    SDEDPMSolver,
+    UniPC,
     elbo,
     log_likelihood,
     simulate,
@@ -39,6 +49,18 @@ SOLVERS = [
     ProbabilityFlow(),
     ProbabilityFlow(method="rk4", steps=20),
     DDPM(DDPMChain(linear_betas(40))),
+    EulerMaruyama(steps=20, stochasticity=0.5),
+    ReverseDiffusion(steps=20, grid="log_snr"),
+    SDEDPMSolver(steps=20),
+    AdaptiveSDE(rtol=0.1, atol=0.05),
+    Euler(steps=20, grid="log_snr"),
+    Heun(steps=10, churn=5.0),
+    RungeKutta4(steps=5),
+    DPMSolver(steps=20, order=3),
+    UniPC(steps=20, order=3),
+    ExponentialAdams(steps=20),
+    ExponentialAdams(steps=20, order=3, adaptive=False),
+    Langevin(steps=20, grid="log_snr", adjusted=True),
 ]
 SDES = [VP(), SubVP(), VE(), Cosine(), EDM(), RectifiedFlow(), LearnedSchedule().requires_grad_(False)]
 
@@ -59,6 +81,28 @@ def test_samples_are_those_of_the_cpu(sde, solver):
     cpu, gpu = (solver(mixture(sde).to(device), shape=(64, 2), seed=1) for device in ("cpu", "cuda"))
     assert gpu.x.is_cuda and gpu.nfe == cpu.nfe
     assert torch.allclose(gpu.x.cpu(), cpu.x, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if isinstance(s, Sampler)], ids=str)
+def test_the_loop_never_waits_for_the_device(solver):
+    """Between the callbacks of the first and of the last step any wait of the host is an error."""
+    modes = {0: "error", solver.steps: "default"}
+    try:
+        solver(
+            mixture(VP()).cuda(),
+            shape=(64, 2),
+            callback=lambda i, x: i in modes and torch.cuda.set_sync_debug_mode(modes[i]),
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("solver", [DDIM(steps=20), ExponentialAdams(steps=20), Heun(steps=10)], ids=str)
+def test_a_compiled_model_samples_alike(solver):
+    model = ScoreNetwork(MLP((2,)), VP()).cuda()
+    torch.nn.init.normal_(model.net.last[-1].weight, std=0.1)
+    plain, compiled = (one(model, shape=(64, 2), seed=3) for one in (solver, replace(solver, compile=True)))
+    assert compiled.nfe == plain.nfe and torch.allclose(compiled.x, plain.x, atol=1e-4)
 
 
 @pytest.mark.parametrize("sde", SDES, ids=str)

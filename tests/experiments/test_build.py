@@ -1,5 +1,6 @@
 """The configuration: every file builds, and what is wrong is refused by name."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_every_choice_of_settings_builds(group):
         for key in ("times", "divergence"):
             if key in node:
                 build(node[key])
+
+
+@pytest.mark.parametrize("choice", choices("solver"))
+def test_every_option_of_a_solver_can_be_overridden(choice):
+    node = configuration(f"solver={choice}").solver
+    assert node.keys() - {"_target_"} == {field.name for field in fields(build(node))}
 
 
 @pytest.mark.parametrize("task", choices("task"))

@@ -325,7 +325,7 @@ def test_an_adjusted_score_function_with_a_density_works_under_any_process():
         (lambda: Langevin(adjusted=True, compile=True), "leave out compile=True or adjusted=True"),
         (
             lambda: PredictorCorrector(DDIM(compile=True), Langevin(adjusted=True)),
-            "leave out compile=True of the predictor or adjusted=True of the corrector",
+            "leave out compile=True or adjusted=True of the corrector",
         ),
     ],
 )

@@ -10,7 +10,6 @@ from test_samplers import with_steps as on_grid
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import solvers.base
-import solvers.sampler
 from models import MLP, ScoreNetwork
 from sde import VE, VP, DDPMChain, NCSNLevels, Noise, ScoreFunction, geometric_sigmas, linear_betas
 from solvers import (
@@ -24,7 +23,7 @@ from solvers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
-from solvers.path import Path
+from solvers.sampler import Draws
 
 ALL = [
     *(on_grid(sampler, 4) for sampler in CALLS),
@@ -131,25 +130,17 @@ def test_the_seed_decides_and_given_noise_takes_the_place_of_the_prior(sampler):
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
 def test_every_draw_of_noise_has_a_number_of_its_own(monkeypatch, sampler):
-    """0 for the prior, then 1, 2, ...: noise that came again would tie one step to another, or to the start.
+    """0 for the prior, then others: noise that came again would tie one step to another, or to the start."""
+    numbers, normal = [], Noise.normal
 
-    However many are drawn ahead, also where that is no multiple of the draws in a step.
-    """
-    drawn, fresh = [], solvers.sampler.Draws.fresh
+    def numbered(self, shape, draw=0, *rest, **named):
+        numbers.extend(torch.as_tensor(draw).flatten().tolist())
+        return normal(self, shape, draw, *rest, **named)
 
-    def kept(self, like):
-        drawn.append(fresh(self, like))
-        assert drawn[-1].shape == like.shape
-        return drawn[-1]
-
-    monkeypatch.setattr(solvers.sampler.Draws, "fresh", kept)
-    for ahead in (1, 3, 64):
-        drawn.clear()
-        monkeypatch.setattr(solvers.sampler, "_AHEAD", 6 * ahead)
-        sampler(mixture(VP()), shape=(3, 2), seed=5)
-        assert bool(drawn) == sampler.stochastic
-        for number, z in enumerate(drawn, 1):
-            assert torch.equal(z, Noise(5).normal((3, 2), number, dtype=torch.float64)), (ahead, number)
+    monkeypatch.setattr(Noise, "normal", numbered)
+    sampler(mixture(VP()), shape=(3, 2))
+    assert numbers[0] == 0 and len(set(numbers)) == len(numbers)
+    assert (len(numbers) > 1) == sampler.stochastic
 
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
@@ -241,8 +232,8 @@ def test_no_step_reads_a_value(monkeypatch, sampler):
 
 
 @pytest.mark.parametrize("sampler", ALL, ids=str)
-def test_more_steps_read_no_more_values(monkeypatch, sampler):
-    """Beside the steps: the states, checks and draws between them, all that a read could hide in."""
+def test_more_steps_read_no_more_values(sampler):
+    """After the plan, made on the CPU: the checks and draws between the steps, all that a read could hide in."""
     reads, counts = [], []
 
     class Count(TorchDispatchMode):
@@ -251,13 +242,10 @@ def test_more_steps_read_no_more_values(monkeypatch, sampler):
             return function(*args, **(kwargs or {}))
 
     for shorter in (sampler.with_steps(2), sampler.with_steps(4)):
-        plan = shorter.plan(Path(VP(), shorter.times(VP())))  # before the loop and on the CPU, where to read is no wait
-        monkeypatch.setattr(type(sampler), "plan", lambda *_, plan=plan: plan)
         reads.clear()
         with Count():
-            shorter(mixture(VP()), shape=(3, 2), trajectory=1, callback=lambda *_: None)
+            shorter(mixture(VP()), shape=(3, 2), trajectory=1, callback=lambda i, x: i or reads.clear())
         counts.append(len(reads))
-        monkeypatch.undo()
     assert counts[0] == counts[1]
 
 
@@ -367,3 +355,14 @@ def test_b26_a_grid_is_evaluated_from_its_first_time_and_to_its_last():
             model.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(float(arguments[1])))
             EulerMaruyama(steps)(model, shape=(1, 2))
             assert seen == times[:-1].tolist(), steps
+
+
+def test_draws_of_one_shape_do_not_depend_on_another_or_on_the_batch():
+    """A sampler that draws in two shapes, alone and in a batch so large that nothing is drawn ahead."""
+    x = torch.zeros(40_000, 2)
+    few, many = (Draws(Noise(3), x[:n]) for n in (2, len(x)))
+    for _ in range(5):
+        assert torch.equal(many.fresh(x)[:2], few.fresh(x[:2]))
+        assert torch.equal(many.fresh(x[:, :1])[:2], few.fresh(x[:2, :1]))
+    drawn = [few.fresh(x[:2]) for _ in range(200)] + [few.fresh(x[:2, :1]).expand(2, 2) for _ in range(200)]
+    assert len({float(z[0, 0]) for z in drawn}) == 400
