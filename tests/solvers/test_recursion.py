@@ -12,7 +12,18 @@ from recursions import ancestral, ddim, euler_maruyama, heun, run
 from models import GaussianMixture
 from sde import VE, VP, SubVP
 from sde.base import last_time
-from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, time_grid
+from solvers import (
+    DDIM,
+    GRIDS,
+    Ancestral,
+    EulerMaruyama,
+    Heun,
+    ProbabilityFlow,
+    ReverseDiffusion,
+    SDEDPMSolver,
+    time_grid,
+)
+from solvers.path import Path
 
 VARIANCES = (1.0, 0.25, 1e-2, 1e-4)
 NAMES = ("alpha", "sigma", "rate", "squared")
@@ -181,3 +192,34 @@ def test_b1_narrow_data_come_out_as_narrow_as_a_consistent_grid_makes_them(monke
     model = gaussian(sde, 1e-4)
     found = response(monkeypatch, EulerMaruyama(steps, final="sample"), model).moments(*marginal(model, 1.0))[1]
     assert float(found) == pytest.approx(variance, rel=0.02)
+
+
+@pytest.mark.parametrize("ratio", [1 + 1e-12, 1 + 1e-7, 1.001, 2.0, 1e4, 1e8])
+def test_b33_no_ratio_of_noise_levels_gives_the_root_of_a_negative_number(ratio):
+    """sigma_s^2 less the variance of the noise is sigma_s^4 / sigma_t^2, without a difference, and never below 0."""
+    sde = VE(sigma_min=1e-4, sigma_max=1e-4 * ratio)
+    t, s = (float(sde.sigma(torch.tensor(time, dtype=torch.float64))) for time in (sde.t_max, sde.t_min))
+    path = Path(sde, torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    weights = Ancestral().plan(path)
+    assert float(weights.eps) == pytest.approx(s**2 / t, rel=1e-9)
+    assert float(weights.noise) ** 2 == pytest.approx(s**2 * (t - s) * (t + s) / t**2, rel=1e-9, abs=1e-14 * s**2)
+    samplers = (Ancestral, DDIM, ReverseDiffusion, SDEDPMSolver, Heun)
+    noisy = ({}, {"eta": 1.0}, {}, {}, {"churn": 10.0})
+    for steps, (cls, options) in itertools.product((1, 2, 5), zip(samplers, noisy, strict=True)):
+        sampler = cls(steps, "log_snr", "sample", **options)
+        x = sampler(gaussian(sde, 0.25, 0.3, torch.float32), shape=(4, 1)).x
+        assert x.dtype == torch.float32 and bool(torch.isfinite(x).all()), sampler
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_b33_no_pair_of_times_does_either(sde):
+    """A thousand times at random, next to each other and far apart, and all of the process in one step."""
+    u = torch.rand(1000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    between = sde.t_min * (last_time(sde) / sde.t_min) ** u.sort(descending=True).values
+    ends = torch.tensor([last_time(sde), sde.t_min], dtype=torch.float64)
+    for times in (between, ends, torch.stack((ends[:1].expand(1000), between)).T):
+        paths = [Path(sde, times)] if times.ndim == 1 else [Path(sde, pair) for pair in times[::20]]
+        for path, sampler in itertools.product(paths, (Ancestral(), DDIM(eta=0.5), ReverseDiffusion(), SDEDPMSolver())):
+            noise, sigma = sampler.plan(path).noise, path.sigma
+            most = sigma[:-1] if isinstance(sampler, ReverseDiffusion) else sigma[1:]
+            assert bool((noise >= 0).all()) and bool((noise <= most).all()), sampler
