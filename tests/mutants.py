@@ -18,8 +18,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("sde", "models", "solvers", "experiments", "conf", "tests", "pyproject.toml")
 
-RECURSION = ("tests/solvers/test_recursion.py", "-k", "coefficient and uniform or b1")
+RECURSION = ("tests/solvers/test_recursion.py", "-k", "coefficient and uniform or b1 or b33")
 MATRIX = ("tests/solvers/test_matrix.py", "-k", "under_every and (SubVP or EDM)")
+ENDED = ("tests/solvers/test_matrix.py", "-k", "under_every and Heun and Rectified")
+GRID = ("tests/solvers/test_grids.py", "-k", "(equally or pure_noise) and not balanced")
+ADAPTIVE = ("tests/solvers/test_adaptive.py", "-k", "one_step or parts or refused or last_noise or b32 or tolerance_is")
 LANGEVIN = ("tests/solvers/test_langevin.py", "-k", "b8 or b9 or ratio or balance or moves or count or alone")
 OPTIONS = ("tests/solvers/test_options.py", "-k", "not compiled")
 PROCESSES = ("tests/sde/test_processes.py",)
@@ -74,7 +77,7 @@ MUTANTS = [
     Mutant(
         "score without 1 / sigma",
         "sde/score.py",
-        "return -self(x, t, **condition).eps / expand(self.sde.sigma(t), x)",
+        "return -self(x, t, **condition).eps / expand(self.sde.sigma(t) if sigma is None else sigma, x)",
         "return -self(x, t, **condition).eps",
         RECURSION,
     ),
@@ -116,6 +119,13 @@ MUTANTS = [
         RECURSION,
     ),
     Mutant(
+        "bridge with a difference that cancels",
+        "solvers/bridge.py",
+        "1 - eta**2 + eta**2 * torch.exp(-change)",
+        "1 - eta**2 * -torch.expm1(-change)",
+        RECURSION,
+    ),
+    Mutant(
         "Euler-Maruyama with twice the score",
         "solvers/euler_maruyama.py",
         "-0.5 * (1 + eta**2) * dt",
@@ -136,10 +146,140 @@ MUTANTS = [
         "-0.5 * (2 * eta**2)",
         MATRIX,
     ),
+    Mutant("Heun's second call at t", "solvers/heun.py", "euler, step.s)", "euler, step.t)", RECURSION),
+    Mutant("Heun without 1/2", "solvers/heun.py", "mean = 0.5 * (slope", "mean = 1.0 * (slope", RECURSION),
     Mutant(
-        "Heun's second call at t", "solvers/heun.py", "change * slope), step.s)", "change * slope), step.t)", RECURSION
+        "Heun's second slope where there is no noise",
+        "solvers/heun.py",
+        "torch.where(step.sigma_s > 0, y + change * mean, euler)",
+        "(y + change * mean)",
+        ENDED,
     ),
-    Mutant("Heun without 1/2", "solvers/heun.py", "slope = 0.5 * (slope", "slope = 1.0 * (slope", RECURSION),
+    Mutant("churn without its upper limit", "solvers/heun.py", "math.sqrt(2) - 1)", "math.sqrt(2))", MATRIX),
+    Mutant(
+        "churn beyond the first time",
+        "solvers/heun.py",
+        "torch.minimum((1 + gamma) * ratio, path.ratio[0])",
+        "(1 + gamma) * ratio",
+        ENDED,
+    ),
+    Mutant("churn silenced at the end", "solvers/heun.py", "step.fresh(y)", "step.draw(y)", MATRIX),
+    Mutant(
+        "churn with the difference of the deviations",
+        "solvers/heun.py",
+        "(raised**2 - ratio**2).clamp(min=0).sqrt()",
+        "(raised - ratio).clamp(min=0)",
+        MATRIX,
+    ),
+    Mutant("Euler with sigma' upside down", "solvers/euler.py", "sigma + dt * d_sigma", "sigma - dt * d_sigma", MATRIX),
+    Mutant(
+        "reverse diffusion with 1 / a for 2 - a",
+        "solvers/reverse_diffusion.py",
+        "2 - alpha / path.alpha[1:]",
+        "path.alpha[1:] / alpha",
+        MATRIX,
+    ),
+    Mutant(
+        "reverse diffusion with the posterior's noise",
+        "solvers/reverse_diffusion.py",
+        "sigma * rho.sqrt())",
+        "path.sigma[1:] * rho.sqrt())",
+        MATRIX,
+    ),
+    Mutant(
+        "SDE-DPM-Solver's ratio of steps upside down",
+        "solvers/sde_dpm_solver.py",
+        "h[1:-1] / h[:-2]",
+        "h[:-2] / h[1:-1]",
+        MATRIX,
+    ),
+    Mutant(
+        "SDE-DPM-Solver's noise without its factor 2",
+        "solvers/sde_dpm_solver.py",
+        "-torch.expm1(-2 * noisy)",
+        "-torch.expm1(-noisy)",
+        MATRIX,
+    ),
+    Mutant(
+        "SDE-DPM-Solver with eta for its square",
+        "solvers/sde_dpm_solver.py",
+        "self.stochasticity**2 * h",
+        "self.stochasticity * h",
+        MATRIX,
+    ),
+    Mutant(
+        "Runge-Kutta's slopes in the middle counted once",
+        "solvers/runge_kutta.py",
+        "2 * (second + third)",
+        "second + third",
+        MATRIX,
+    ),
+    Mutant(
+        "Runge-Kutta with the end for the middle",
+        "solvers/runge_kutta.py",
+        "0.5 * (angle[1:] + angle[:-1])",
+        "angle[1:]",
+        MATRIX,
+    ),
+    Mutant(
+        "DPM-Solver's prediction counted twice",
+        "solvers/multistep.py",
+        "path.alpha[1:] - past.sum(1)",
+        "path.alpha[1:] + past.sum(1)",
+        MATRIX,
+    ),
+    Mutant(
+        "UniPC's correction where it was, and not at the end of the step",
+        "solvers/multistep.py",
+        "path.sigma[2:, None] / path.sigma[1:-1, None] * change[:-1]",
+        "change[:-1]",
+        MATRIX,
+    ),
+    Mutant(
+        "UniPC corrected without what was predicted",
+        "solvers/multistep.py",
+        "change[:, 1:] -= predictor",
+        "change[:, 1:] -= 0",
+        MATRIX,
+    ),
+    Mutant(
+        "the order of the last of few steps",
+        "solvers/multistep.py",
+        "if len(index) < _FEW else",
+        "if False else",
+        MATRIX,
+    ),
+    Mutant(
+        "moments off by one", "solvers/multistep.py", "value = (1 - k * value) / h", "value = (1 - value) / h", MATRIX
+    ),
+    Mutant(
+        "a grid with another exponent at its ends than within",
+        "solvers/grids.py",
+        "-14 * torch.log",
+        "-12 * torch.log",
+        GRID,
+    ),
+    Mutant("a jump of the same end for any steps", "solvers/grids.py", "_JUMP_PER_STEP * steps", "0.0 * steps", GRID),
+    Mutant(
+        "noise of refused steps forgotten",
+        "solvers/adaptive.py",
+        "self.paths.pass_by(passed | (ahead == 0))",
+        "self.paths.depth.zero_()",
+        ADAPTIVE,
+    ),
+    Mutant(
+        "improved Euler without 1/2", "solvers/adaptive.py", "slope = 0.5 * (slope", "slope = 1.0 * (slope", ADAPTIVE
+    ),
+    Mutant("a step of NaN accepted", "solvers/adaptive.py", 'nan=float("inf")', "nan=0.0", ADAPTIVE),
+    Mutant("the last noise of an adaptive mean", "solvers/adaptive.py", "improved - added", "improved", ADAPTIVE),
+    Mutant("a bridge that is not tied", "solvers/brownian.py", "h * (1 - share)).sqrt()", "h).sqrt()", ADAPTIVE),
+    Mutant(
+        "the rest of a stretch with all of its increment",
+        "solvers/brownian.py",
+        "self._put(part, width - h, value - w)",
+        "self._put(part, width - h, value)",
+        ADAPTIVE,
+    ),
     Mutant(
         "Langevin noise without its factor 2",
         "solvers/langevin.py",
@@ -200,7 +340,7 @@ MUTANTS = [
         RECURSION,
     ),
     Mutant("denoising uncounted", "solvers/sampler.py", ' + (self.final == "denoise")', "", OPTIONS),
-    Mutant("the same noise in every step", "solvers/sampler.py", "self.number += 1", "self.number = 1", OPTIONS),
+    Mutant("the same noise again and again", "solvers/sampler.py", "number += ahead", "number += 0", OPTIONS),
     Mutant(
         "levels of t and s swapped",
         "solvers/sampler.py",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import CORE_SDES, SDES, Watch, correlated, gaussian, marginal, mixture
+from recursions import dpm_solver, level, run, unipc
 
 from sde import VE, VP, RectifiedFlow
 from solvers import DDIM, GRIDS, DPMSolver, Langevin, PredictorCorrector, RungeKutta4, UniPC, time_grid
@@ -18,107 +19,24 @@ SAMPLERS = [cls(order=order) for cls in (DPMSolver, UniPC) for order in (1, 2, 3
 ENDED = RectifiedFlow(t_min=0.0)
 
 
-def levels(sde, t):
-    """alpha, sigma and log(alpha / sigma) as floats."""
-    t = torch.tensor(t, dtype=torch.float64)
-    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
-    return alpha, sigma, math.log(alpha) - math.log(sigma)
-
-
-def lower(order, n, steps):
-    """The order of step n: of as many nodes as there are, and lower again in the last of fewer than 15 steps."""
-    return min(order, n + 1, steps - n) if steps < 15 else min(order, n + 1)
-
-
-def pair(sde, v, t, x):
-    """x_0 and eps of N(0, v): no difference of nearly equal numbers, at either end of time."""
-    alpha, sigma, _ = levels(sde, t)
-    total = alpha**2 * v + sigma**2
-    return alpha * v / total * x, sigma / total * x
-
-
-NODES, QUADRATURE = (a / 2 for a in np.polynomial.legendre.leggauss(40))
-
-
-def dpm(sde, v, times, order):
-    """DPM-Solver++ from x = 1 on N(0, v): algorithm 2 of Lu et al. (2022); order 3 by quadrature of the parabola.
-
-    (sigma_s / sigma) x - alpha_s (e^-h - 1) x_0 is written as alpha_s x_0 + sigma_s eps.
-    """
-    x, seen = 1.0, []
-    for n, (t, s) in enumerate(itertools.pairwise(times)):
-        (_, _, start), (alpha_s, sigma_s, end) = levels(sde, t), levels(sde, s)
-        m, eps = pair(sde, v, t, x)
-        seen.insert(0, (start, m))
-        k, h = lower(order, n, len(times) - 1), end - start
-        x = alpha_s * m + sigma_s * eps
-        if k == 2:
-            r = (start - seen[1][0]) / h
-            x -= alpha_s * math.expm1(-h) / (2 * r) * (m - seen[1][1])
-        if k == 3:
-            at, parabola = start + (NODES + 0.5) * h, 0.0
-            for own, value in seen[:3]:
-                parabola += (value - m) * math.prod(
-                    (at - other) / (own - other) for other, _ in seen[:3] if other != own
-                )
-            x += alpha_s * h * float((QUADRATURE * np.exp(h * (NODES - 0.5)) * parabola).sum())
-    return x
-
-
-def unipc(sde, v, times, order):
-    """UniPC on N(0, v) in the form of Zhao et al. (2023), algorithms 5 to 8: predicted and corrected states apart.
-
-    Both start from the corrected state, the predicted one plus ``gap``.
-    """
-    predicted, gap, seen, steps = 1.0, 0.0, [], len(times) - 1
-
-    def added(t, s, k, known, ahead=None):
-        """What is added to the first-order step from t to s."""
-        (_, _, start), (alpha_s, _, end) = levels(sde, t), levels(sde, s)
-        h, base = end - start, known[0][1]
-        b, rhs, phi = math.expm1(-h), [], math.expm1(-h) / -h - 1
-        for i in range(1, k + 1):
-            rhs.append(phi * math.factorial(i) / b)
-            phi = phi / -h - 1 / math.factorial(i + 1)
-        ratios = [(one - start) / h for one, _ in known[1:k]]
-        slopes = [(m - base) / r for (_, m), r in zip(known[1:k], ratios, strict=True)]
-        if ahead is not None:
-            ratios, slopes = [*ratios, 1.0], [*slopes, ahead - base]
-        size = len(ratios)
-        matrix = np.array([[r**i for r in ratios] for i in range(size)]).reshape(size, size)
-        rho = [0.5] if size == 1 else np.linalg.solve(matrix, rhs[:size]) if size else []
-        return -alpha_s * b * sum(p * d for p, d in zip(rho, slopes, strict=True))
-
-    for n, (t, s) in enumerate(itertools.pairwise(times)):
-        (_, sigma, log), (alpha_s, sigma_s, _) = levels(sde, t), levels(sde, s)
-        m, eps = pair(sde, v, t, predicted)
-        if n:
-            back = times[n - 1], t, lower(order, n - 1, steps), seen
-            gap = added(*back, ahead=m) - added(*back)
-        seen.insert(0, (log, m))
-        predicted = alpha_s * m + sigma_s * eps + sigma_s / sigma * gap + added(t, s, lower(order, n, steps), seen)
-    return predicted
-
-
 @pytest.mark.parametrize("sde", SDES, ids=str)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_coefficient_is_that_of_the_papers(sde, sampler, grid):
     """At few steps, where the last have lower orders, and at 20; for wide and narrow data; each final; both ways."""
-    recursion, one = {DPMSolver: dpm, UniPC: unipc}[type(sampler)], torch.ones(1, 1, dtype=torch.float64)
+    step = {DPMSolver: dpm_solver, UniPC: unipc}[type(sampler)](sampler.order)
+    one = torch.ones(1, 1, dtype=torch.float64)
     for v, steps in ((0.25, 4), *((v, 20) for v in VARIANCES)):
-        times, model = time_grid(grid, sde, steps).tolist(), gaussian(sde, v)
+        levels, model = [level(sde, t) for t in time_grid(grid, sde, steps).tolist()], gaussian(sde, v)
         there = replace(sampler, steps=steps, grid=grid)
-        expected = recursion(sde, v, times, sampler.order)
-        alpha, sigma, _ = levels(sde, times[-1])
-        shrink = {"mean": 1.0, "sample": 1.0, "denoise": alpha * v / (alpha**2 * v + sigma**2)}
-        for final, factor in shrink.items():
+        for final in ("mean", "sample", "denoise"):
             found = float(replace(there, final=final)(model, x_T=one).x)
-            assert found == pytest.approx(factor * expected, rel=1e-12, abs=1e-13), (v, steps, final)
+            expected = float(run(step, levels, v, final)[0])
+            assert found == pytest.approx(expected, rel=1e-12, abs=1e-13), (v, steps, final)
         found = float(there.encode(model, one))
         # Differences of x_0 are known to 1e-16, what they add to eps to 1e-16 / sigma; 4 steps make that grow.
-        tolerance = 1e-12 + (5e-16 if steps == 20 else 2e-14) * alpha / sigma
-        assert found == pytest.approx(recursion(sde, v, times[::-1], sampler.order), rel=tolerance), (v, steps)
+        tolerance = 1e-12 + (5e-16 if steps == 20 else 2e-14) * levels[-1].alpha / levels[-1].sigma
+        assert found == pytest.approx(float(run(step, levels[::-1], v)[0]), rel=tolerance), (v, steps)
 
 
 @pytest.mark.parametrize("sde", [*SDES, ENDED], ids=str)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import CORE_SDES, SDES, Watch, correlated, gaussian, marginal, mixture, response
+from recursions import euler_maruyama, heun, level, run, runge_kutta
 
 from sde import VE, VP, RectifiedFlow
 from sde.base import last_time
@@ -17,55 +18,7 @@ SAMPLERS = [Euler(), Heun(), RungeKutta4()]
 ENDED = RectifiedFlow(t_min=0.0)
 
 
-def levels(sde, t):
-    """alpha and sigma as floats."""
-    t = torch.tensor(t, dtype=torch.float64)
-    return float(sde.alpha(t)), float(sde.sigma(t))
-
-
-def pair(alpha, sigma, v):
-    """x_0 / x and eps / x of N(0, v)."""
-    total = alpha**2 * v + sigma**2
-    return alpha * v / total, sigma / total
-
-
-def euler(sde, v, t, s):
-    """x + (s - t) (f - g^2 / 2 score), from the derivative of log(alpha) and of log(SNR) by the SDE's drift."""
-    (alpha, sigma), at = levels(sde, t), torch.tensor(t, dtype=torch.float64)
-    f = float(sde.drift(torch.ones(1, dtype=torch.float64), at))
-    return 1 + (s - t) * (f + 0.5 * float(sde.diffusion(at)) ** 2 / (alpha**2 * v + sigma**2))
-
-
-def heun(sde, v, t, s):
-    (alpha, sigma), (alpha_s, sigma_s) = levels(sde, t), levels(sde, s)
-    h = sigma_s / alpha_s - sigma / alpha
-    slope = pair(alpha, sigma, v)[1]
-    later = pair(alpha_s, sigma_s, v)[1] * alpha_s * (1 / alpha + h * slope)
-    return alpha_s * (1 / alpha + h * (slope + later) / 2)
-
-
-def runge_kutta(sde, v, t, s):
-    """dw/du of N(0, v) is w (1 - v) sin u cos u / (v cos^2 u + sin^2 u): the four slopes at angles alone."""
-    (alpha, sigma), (alpha_s, sigma_s) = levels(sde, t), levels(sde, s)
-    u, end = math.atan2(sigma, alpha), math.atan2(sigma_s, alpha_s)
-    h = end - u
-
-    def slope(angle, w):
-        sin, cos = math.sin(angle), math.cos(angle)
-        return (1 - v) * sin * cos / (v * cos**2 + sin**2) * w
-
-    a = slope(u, 1)
-    b = slope(u + h / 2, 1 + h / 2 * a)
-    c = slope(u + h / 2, 1 + h / 2 * b)
-    d = slope(end, 1 + h * c)
-    return math.hypot(alpha_s, sigma_s) / math.hypot(alpha, sigma) * (1 + h * (a + 2 * b + 2 * c + d) / 6)
-
-
-STEPS = {Euler: euler, Heun: heun, RungeKutta4: runge_kutta}
-
-
-def product(sde, v, times, step):
-    return math.prod(step(sde, v, t, s) for t, s in itertools.pairwise(times))
+STEPS = {Euler: euler_maruyama(0.0), Heun: heun(), RungeKutta4: runge_kutta}
 
 
 @pytest.mark.parametrize("sde", SDES, ids=str)
@@ -73,15 +26,15 @@ def product(sde, v, times, step):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_coefficient_is_that_of_the_recursion(sde, sampler, grid):
     """At 20 steps from x = 1, for wide and for narrow data, for each way to end, and for encoding."""
-    times, one, step = time_grid(grid, sde, 20).tolist(), torch.ones(1, 1, dtype=torch.float64), STEPS[type(sampler)]
+    levels, step = [level(sde, t) for t in time_grid(grid, sde, 20).tolist()], STEPS[type(sampler)]
+    one = torch.ones(1, 1, dtype=torch.float64)
     for v in VARIANCES:
-        model, expected = gaussian(sde, v), product(sde, v, times, step)
-        ends = {"mean": 1.0, "sample": 1.0, "denoise": pair(*levels(sde, times[-1]), v)[0]}
-        for final, factor in ends.items():
+        model = gaussian(sde, v)
+        for final in ("mean", "sample", "denoise"):
             found = float(replace(sampler, steps=20, grid=grid, final=final)(model, x_T=one).x)
-            assert found == pytest.approx(factor * expected, rel=1e-11, abs=1e-13), (v, final)
+            assert found == pytest.approx(float(run(step, levels, v, final)[0]), rel=1e-11, abs=1e-13), (v, final)
         found = float(replace(sampler, steps=20, grid=grid).encode(model, one))
-        assert found == pytest.approx(product(sde, v, times[::-1], step), rel=1e-10), v
+        assert found == pytest.approx(float(run(step, levels[::-1], v)[0]), rel=1e-10), v
 
 
 @pytest.mark.parametrize("sde", SDES, ids=str)
@@ -175,36 +128,20 @@ def test_the_grid_in_the_angle_is_the_best_for_runge_kutta(sde):
 # Churn.
 
 
-def churned(sde, v, times, churn, low, high, scale):
-    """Algorithm 2 of Karras et al. (2022) on N(0, v), in x / alpha and its sigma: factor of x_T, and of each noise."""
-    sigmas = [sigma / alpha for alpha, sigma in (levels(sde, t) for t in times)]
-    y, noises = 1 / levels(sde, times[0])[0], []
-    for now, later in itertools.pairwise(sigmas):
-        gamma = min(churn / (len(times) - 1), math.sqrt(2) - 1) if low <= now <= high else 0.0
-        hat = min(now * (1 + gamma), sigmas[0])
-        d = hat / (v + hat**2)
-        second = later / (v + later**2) * (1 + (later - hat) * d)
-        step = 1 + (later - hat) * (d + second) / 2 if later else 1 + (later - hat) * d
-        noises = [step * b for b in [*noises, scale * math.sqrt(hat**2 - now**2)]]
-        y *= step
-    alpha = levels(sde, times[-1])[0]
-    return [alpha * c for c in (y, *noises)]
-
-
 @pytest.mark.parametrize("sde", [*SDES, ENDED], ids=str)
 @pytest.mark.parametrize("churn, low, high, scale", [(4.0, 0, math.inf, 1.0), (40.0, 0.05, 50.0, 1.003), (0, 0, 9, 1)])
 def test_heun_with_churn_is_algorithm_2(monkeypatch, sde, churn, low, high, scale):
     for v, grid in itertools.product((0.25, 1e-2), GRIDS):
         sampler = Heun(20, grid, churn=churn, churn_min=low, churn_max=high, churn_noise=scale)
-        expected = churned(sde, v, time_grid(grid, sde, 20).tolist(), churn, low, high, scale)
+        levels = [level(sde, t) for t in time_grid(grid, sde, 20).tolist()]
+        expected = torch.from_numpy(run(heun(churn, low, high, scale), levels, v))
         if not sampler.stochastic:
             found = [float(sampler(gaussian(sde, v), x_T=torch.ones(1, 1, dtype=torch.float64)).x)]
-            assert found == pytest.approx(expected[:1], rel=1e-10), (v, grid)
+            assert found == pytest.approx(expected[:1].tolist(), rel=1e-10), (v, grid)
             continue
         with monkeypatch.context() as patch:
             found = response(patch, sampler, gaussian(sde, v))
         found = torch.cat([found.start[0], found.noise[:, 0, 0]])
-        expected = torch.tensor(expected, dtype=torch.float64)
         assert torch.allclose(found, expected, rtol=1e-9, atol=1e-11 * float(expected.abs().max())), (v, grid)
         assert found[1] == 0 and (not found[2:].any() or found.count_nonzero() > 2)
 

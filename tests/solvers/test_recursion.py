@@ -2,64 +2,40 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from oracles import FEW_SDES, SDES, Watch, gaussian, marginal, one_step, paper, response
+from recursions import ancestral, ddim, euler_maruyama, heun, run
 
 from models import GaussianMixture
 from sde import VE, VP, SubVP
 from sde.base import last_time
-from solvers import DDIM, GRIDS, Ancestral, EulerMaruyama, Heun, ProbabilityFlow, time_grid
+from solvers import (
+    DDIM,
+    GRIDS,
+    Ancestral,
+    EulerMaruyama,
+    Heun,
+    ProbabilityFlow,
+    ReverseDiffusion,
+    SDEDPMSolver,
+    time_grid,
+)
+from solvers.path import Path
 
 VARIANCES = (1.0, 0.25, 1e-2, 1e-4)
-
-
-def euler_maruyama(sde, v, t, s):
-    alpha, sigma, f, g_squared = paper(sde, t)
-    dt = t - s
-    return 1 - dt * (f + g_squared / (alpha**2 * v + sigma**2)), math.sqrt(g_squared * dt)
-
-
-def ddim(eta):
-    """Eqs. 12 and 16 of Song et al. (2021), DDIM, for any alpha and sigma."""
-
-    def step(sde, v, t, s):
-        (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
-        total = alpha**2 * v + sigma**2
-        noise = eta * sigma_s / sigma * math.sqrt(sigma**2 - (alpha / alpha_s * sigma_s) ** 2)
-        return alpha_s * alpha * v / total + math.sqrt(sigma_s**2 - noise**2) * sigma / total, noise
-
-    return step
-
-
-def ancestral(sde, v, t, s):
-    """Bayes' rule for x_s given x_t and x_0, at x_0 = E[x_0 | x_t]."""
-    (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
-    scale = alpha / alpha_s
-    added = sigma**2 - scale**2 * sigma_s**2
-    precision = 1 / sigma_s**2 + scale**2 / added
-    x0 = alpha * v / (alpha**2 * v + sigma**2)
-    return (alpha_s * x0 / sigma_s**2 + scale / added) / precision, math.sqrt(1 / precision)
-
-
-def heun(sde, v, t, s):
-    """The trapezoidal rule for x / alpha against sigma / alpha."""
-    (alpha, sigma, *_), (alpha_s, sigma_s, *_) = paper(sde, t), paper(sde, s)
-    h = sigma_s / alpha_s - sigma / alpha
-    slope = sigma / (alpha**2 * v + sigma**2)
-    euler = alpha_s * (1 / alpha + h * slope)
-    later = sigma_s / (alpha_s**2 * v + sigma_s**2) * euler
-    return alpha_s * (1 / alpha + h * (slope + later) / 2), 0.0
+NAMES = ("alpha", "sigma", "rate", "squared")
 
 
 AFFINE = [
-    (EulerMaruyama, {}, euler_maruyama),
+    (EulerMaruyama, {}, euler_maruyama(1.0)),
     (Ancestral, {}, ancestral),
     (DDIM, {"eta": 0.0}, ddim(0.0)),
     (DDIM, {"eta": 0.5}, ddim(0.5)),
     (DDIM, {"eta": 1.0}, ddim(1.0)),
-    (Heun, {}, heun),
+    (Heun, {}, heun()),
 ]
 
 
@@ -73,23 +49,14 @@ def names(case):
 def test_every_coefficient_is_that_of_the_recursion(monkeypatch, sde, case, grid):
     """Starting from x_T and noise of 1 in turn; at 20 steps, for wide and for narrow data, for each way to end."""
     cls, options, step = case
-    times = time_grid(grid, sde, 20).tolist()
-    for v in VARIANCES:
-        for final in ("mean", "sample", "denoise"):
-            start, noise = 1.0, []
-            for t, s in itertools.pairwise(times):
-                a, b = step(sde, v, t, s)
-                start, noise = a * start, [a * n for n in noise] + [b]
-            if final == "mean":
-                noise[-1] = 0.0
-            if final == "denoise":
-                alpha, sigma, *_ = paper(sde, times[-1])
-                shrink = alpha * v / (alpha**2 * v + sigma**2)
-                start, noise = shrink * start, [shrink * n for n in noise]
-            found = response(monkeypatch, cls(20, grid, final, **options), gaussian(sde, v))
-            expected = torch.tensor([start, *noise], dtype=torch.float64)
-            actual = torch.cat([found.start[0], found.noise[:, 0, 0]])
-            assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-14 * expected.abs().max()), (v, final)
+    levels = [
+        SimpleNamespace(t=t, **dict(zip(NAMES, paper(sde, t), strict=True))) for t in time_grid(grid, sde, 20).tolist()
+    ]
+    for v, final in itertools.product(VARIANCES, ("mean", "sample", "denoise")):
+        expected = torch.from_numpy(run(step, levels, v, final))
+        found = response(monkeypatch, cls(20, grid, final, **options), gaussian(sde, v))
+        actual = torch.cat([found.start[0], found.noise[:, 0, 0]])
+        assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-14 * expected.abs().max()), (v, final)
 
 
 def variance_error(monkeypatch, sampler, sde, v=0.25):
@@ -225,3 +192,34 @@ def test_b1_narrow_data_come_out_as_narrow_as_a_consistent_grid_makes_them(monke
     model = gaussian(sde, 1e-4)
     found = response(monkeypatch, EulerMaruyama(steps, final="sample"), model).moments(*marginal(model, 1.0))[1]
     assert float(found) == pytest.approx(variance, rel=0.02)
+
+
+@pytest.mark.parametrize("ratio", [1 + 1e-12, 1 + 1e-7, 1.001, 2.0, 1e4, 1e8])
+def test_b33_no_ratio_of_noise_levels_gives_the_root_of_a_negative_number(ratio):
+    """sigma_s^2 less the variance of the noise is sigma_s^4 / sigma_t^2, without a difference, and never below 0."""
+    sde = VE(sigma_min=1e-4, sigma_max=1e-4 * ratio)
+    t, s = (float(sde.sigma(torch.tensor(time, dtype=torch.float64))) for time in (sde.t_max, sde.t_min))
+    path = Path(sde, torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    weights = Ancestral().plan(path)
+    assert float(weights.eps) == pytest.approx(s**2 / t, rel=1e-9)
+    assert float(weights.noise) ** 2 == pytest.approx(s**2 * (t - s) * (t + s) / t**2, rel=1e-9, abs=1e-14 * s**2)
+    samplers = (Ancestral, DDIM, ReverseDiffusion, SDEDPMSolver, Heun)
+    noisy = ({}, {"eta": 1.0}, {}, {}, {"churn": 10.0})
+    for steps, (cls, options) in itertools.product((1, 2, 5), zip(samplers, noisy, strict=True)):
+        sampler = cls(steps, "log_snr", "sample", **options)
+        x = sampler(gaussian(sde, 0.25, 0.3, torch.float32), shape=(4, 1)).x
+        assert x.dtype == torch.float32 and bool(torch.isfinite(x).all()), sampler
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_b33_no_pair_of_times_does_either(sde):
+    """A thousand times at random, next to each other and far apart, and all of the process in one step."""
+    u = torch.rand(1000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    between = sde.t_min * (last_time(sde) / sde.t_min) ** u.sort(descending=True).values
+    ends = torch.tensor([last_time(sde), sde.t_min], dtype=torch.float64)
+    for times in (between, ends, torch.stack((ends[:1].expand(1000), between)).T):
+        paths = [Path(sde, times)] if times.ndim == 1 else [Path(sde, pair) for pair in times[::20]]
+        for path, sampler in itertools.product(paths, (Ancestral(), DDIM(eta=0.5), ReverseDiffusion(), SDEDPMSolver())):
+            noise, sigma = sampler.plan(path).noise, path.sigma
+            most = sigma[:-1] if isinstance(sampler, ReverseDiffusion) else sigma[1:]
+            assert bool((noise >= 0).all()) and bool((noise <= most).all()), sampler

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 from oracles import CORE_SDES, SDES, SOME_SDES, Watch, gaussian, marginal, mixture, one_step, response
+from recursions import euler_maruyama, level, reverse_diffusion, run, sde_dpm_solver
 
 from experiments.metrics import sliced_w2
 from models import GaussianMixture
@@ -29,50 +30,6 @@ VARIANCES = (1.0, 0.25, 1e-2, 1e-4)
 AMOUNTS = (0.0, 0.5, 1.0, 2.0)
 
 
-def at(sde, t):
-    """alpha, sigma, f and g^2 at the float t, in floats."""
-    c = sde.coefficients(torch.tensor(t, dtype=torch.float64))
-    alpha, sigma, f = float(c.alpha), float(c.sigma), float(c.d_alpha / c.alpha)
-    return alpha, sigma, f, 2 * sigma * (float(c.d_sigma) - f * sigma)
-
-
-# The maps x_t, z -> x_s on data N(0, v), as rows over the numbers (x_T, z_1, z_2, ...), straight from the papers.
-
-
-def euler_maruyama(eta):
-    def step(sde, v, t, s, x, z, past):
-        alpha, sigma, f, g_squared = at(sde, t)
-        score = -x / (alpha**2 * v + sigma**2)
-        return x - (t - s) * (f * x - (1 + eta**2) / 2 * g_squared * score) + eta * math.sqrt(g_squared * (t - s)) * z
-
-    return step
-
-
-def reverse_diffusion(sde, v, t, s, x, z, past):
-    """Song et al. (2021), eq. 46."""
-    (alpha, sigma, *_), (alpha_s, sigma_s, *_) = at(sde, t), at(sde, s)
-    scale = alpha / alpha_s
-    variance = sigma**2 - scale**2 * sigma_s**2
-    return x - (scale - 1) * x - variance * x / (alpha**2 * v + sigma**2) + math.sqrt(variance) * z
-
-
-def sde_dpm_solver(eta, order):
-    """Lu et al. (2022), SDE-DPM-Solver++(1) and (2M), and the same for other amounts of noise."""
-
-    def step(sde, v, t, s, x, z, past):
-        (alpha, sigma, *_), (alpha_s, sigma_s, *_) = at(sde, t), at(sde, s)
-        h = math.log(alpha_s / sigma_s) - math.log(alpha / sigma)
-        x0 = d = alpha * v / (alpha**2 * v + sigma**2) * x
-        if order == 2 and past and s != sde.t_min:
-            before, h_before = past[-1]
-            d = x0 + (x0 - before) * h / (2 * h_before)
-        past.append((x0, h))
-        shrunk = sigma_s / sigma * math.exp(-(eta**2) * h) * x - alpha_s * math.expm1(-(1 + eta**2) * h) * d
-        return shrunk + sigma_s * math.sqrt(-math.expm1(-2 * eta**2 * h)) * z
-
-    return step
-
-
 EXACT = [
     *((EulerMaruyama(stochasticity=eta), euler_maruyama(eta)) for eta in AMOUNTS),
     (ReverseDiffusion(), reverse_diffusion),
@@ -89,25 +46,16 @@ def name(case):
     return f"{type(sampler).__name__}({', '.join(own)})"
 
 
-def recursion(sampler, step, sde, v):
-    """Coefficients of x_T and of each z in the sample."""
-    times = time_grid(sampler.grid, sde, sampler.steps).tolist()
-    x, *z = torch.eye(sampler.steps + 1, dtype=torch.float64)
-    past = []
-    for (t, s), one in zip(itertools.pairwise(times), z, strict=True):
-        x = step(sde, v, t, s, x, one, past)
-    return x
-
-
 @pytest.mark.parametrize("sde", SDES, ids=str)
 @pytest.mark.parametrize("case", EXACT, ids=name)
 def test_every_coefficient_is_that_of_the_recursion(monkeypatch, sde, case):
     """To 1e-12 of the largest, in float64, for wide and for narrow data."""
     for v, grid in itertools.product(VARIANCES, ("uniform", "log_snr")):
         sampler = replace(case[0], steps=12, grid=grid, final="sample")
-        found, expected = response(monkeypatch, sampler, gaussian(sde, v)), recursion(sampler, case[1], sde, v)
+        levels = [level(sde, t) for t in time_grid(grid, sde, 12).tolist()]
+        found, expected = response(monkeypatch, sampler, gaussian(sde, v)), run(case[1], levels, v, "sample")
         actual = torch.cat([found.start[0], found.noise[:, 0, 0]])
-        assert (actual - expected).abs().max() < 1e-12 * expected.abs().max(), (v, grid)
+        assert abs(actual.numpy() - expected).max() < 1e-12 * abs(expected).max(), (v, grid)
 
 
 def error(monkeypatch, sampler, sde, v=0.1):
@@ -143,13 +91,13 @@ def test_what_is_left_of_the_noise_at_the_start(monkeypatch, sde, order, eta):
     (m_T, v_T), (m_s, v_s) = marginal(model, sde.t_max), marginal(model, sde.t_min)
     slope = float(m_T / m_s * v_s / v_T if eta else (v_s / v_T).sqrt())
 
-    def run(steps):
+    def sampled(steps):
         sampler = SDEDPMSolver(steps, order=order, stochasticity=eta, final="sample")
         return response(monkeypatch, sampler, model)
 
-    coarse, fine = (float(run(n).start) / slope - 1 for n in (200, 400))
+    coarse, fine = (float(sampled(n).start) / slope - 1 for n in (200, 400))
     assert coarse / fine == pytest.approx(2**order, rel=0.1) if not eta else max(abs(coarse), abs(fine)) < 1e-9
-    assert abs(float(run(20).moments(m_T, v_T)[0] - m_s)) < 1e-12  # at the mean x_0 is the same at all times
+    assert abs(float(sampled(20).moments(m_T, v_T)[0] - m_s)) < 1e-12  # at the mean x_0 is the same at all times
 
 
 @pytest.mark.parametrize("sde", SOME_SDES, ids=str)
@@ -169,11 +117,11 @@ def test_a_sampler_without_noise_converges_on_a_path_and_encodes(sde, sampler, r
     """Strong order, decoding and encoding, against the exact flow of a Gaussian."""
     sampler, model, x = replace(sampler, grid="log_snr"), gaussian(sde, 0.25, 0.4), torch.ones(1, 1).double()
     flow = ProbabilityFlow(1e-11, 1e-11)
-    for run, exact in (
+    for moved, exact in (
         (lambda s: s(model, x_T=x).x, flow(model, x_T=x).x),
         (lambda s: s.encode(model, x), flow.encode(model, x)),
     ):
-        coarse, fine = (float(run(sampler.with_steps(n)) - exact) for n in (200, 400))
+        coarse, fine = (float(moved(sampler.with_steps(n)) - exact) for n in (200, 400))
         assert coarse / fine == pytest.approx(ratio, rel=0.1), (coarse, fine)
 
 
