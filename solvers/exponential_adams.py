@@ -105,7 +105,7 @@ class ExponentialAdams(GridSampler):
     order: int = 6
     adaptive: bool = True
     data_std: float = 1.0
-    knee: float = 6.0
+    knee: float = 12.0
 
     def __post_init__(self):
         super().__post_init__()
