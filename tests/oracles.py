@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -73,6 +74,14 @@ SOME_SDES = [*CORE_SDES, RectifiedFlow(), EDM(), TimeChanged(VP(), torch.square)
 
 FEW_SDES = [VP(), SubVP(t_max=3.0), VE(t_max=0.5)]
 """The same on other clocks."""
+
+
+def quick(sdes):
+    """The same for ``parametrize``: three kinds in the default run, VP, VE and one that is singular; the rest slow."""
+    return [
+        sde if isinstance(sde, (VP, VE, RectifiedFlow)) else pytest.param(sde, marks=pytest.mark.slow) for sde in sdes
+    ]
+
 
 ROWS = ("noise", "data", "v", "velocity", "score")
 

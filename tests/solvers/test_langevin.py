@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import CORE_SDES, SDES, gaussian, marginal, mixture, response
+from oracles import CORE_SDES, SDES, gaussian, marginal, mixture, quick, response
 
 from models import MLP, GaussianMixture, ScoreNetwork
 from sde import VE, VP, Density, Noise, Prediction, RectifiedFlow, ScoreFunction, ScoreModel
@@ -102,7 +102,7 @@ def test_noise_is_added_in_the_last_step_too():
         assert torch.equal(mean, sample), sde
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(SDES), ids=str)
 def test_the_step_is_bounded_where_the_score_vanishes(sde):
     model, z = gaussian(sde, 0.25), torch.ones(1, 1, dtype=torch.float64)
     for time in (sde.t_min, sde.t_max):
@@ -368,7 +368,7 @@ def test_no_corrections_make_no_calls_and_draw_no_noise():
         assert PredictorCorrector(DDIM(5), sampler).encode(mixture(VP()), out.x).shape == (3, 2)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(SDES), ids=str)
 def test_alone_it_follows_data_as_wide_as_the_scale(monkeypatch, sde):
     """By the exact recursion of the fixed rule: data N(1, 1), 500 steps.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import CORE_SDES, ROWS, SDES, ExactNet, correlated, gaussian, marginal, mixture, response
+from oracles import CORE_SDES, ROWS, SDES, ExactNet, correlated, gaussian, marginal, mixture, quick, response
 from torch import nn
 
 import solvers
@@ -94,7 +94,7 @@ def test_every_exported_sampler_is_tested_here():
     assert concrete == {type(s) for s in CALLS} | ON_CHAINS
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(SDES), ids=str)
 @pytest.mark.parametrize("sampler", AFFINE, ids=str)
 def test_mean_and_covariance_of_a_correlated_gaussian(monkeypatch, sde, sampler):
     """Without Monte Carlo: from the exact p at t_max, the moments of n and of 2 n steps extrapolate to p at t_min."""
@@ -161,7 +161,7 @@ def test_annealed_langevin_reaches_a_narrow_gaussian(sde):
     assert float(x.var() / marginal(model, sde.t_min)[1]) == pytest.approx(1.06, abs=5 * math.sqrt(2 / 2000))
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(SDES), ids=str)
 def test_the_probability_flow_carries_p_at_t_max_to_p_at_t_min(sde):
     """For a Gaussian the flow is affine: the images of 0 and of the unit vectors give it whole."""
     model = correlated(sde)
@@ -173,7 +173,7 @@ def test_the_probability_flow_carries_p_at_t_max_to_p_at_t_min(sde):
     assert torch.allclose(start.T @ wide @ start, covariance, atol=1e-6)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(SDES), ids=str)
 @pytest.mark.parametrize("name", ROWS)
 def test_the_probability_flow_of_all_parametrizations(sde, name):
     exact = correlated(sde)
@@ -185,7 +185,7 @@ def test_the_probability_flow_of_all_parametrizations(sde, name):
     assert torch.allclose(found, expected, rtol=1e-6, atol=atol)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(SDES), ids=str)
 def test_the_flow_of_a_gaussian_is_a_scaling(sde):
     """x_T - m_T = sqrt(V_T / V_0) (x_0 - m_0): forwards it widens to the prior, and does not explode or shrink to 0."""
     model = gaussian(sde, 0.25, 0.4)
