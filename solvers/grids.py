@@ -3,7 +3,8 @@
 A process that ends in pure noise begins at sigma / alpha = e^7 (see ``sde.base.last_time``), and a model has little to
 say before 80, where EDM begins (Karras et al., 2022). There "log_snr" and "karras" take that stretch in one step: up to
 fifty steps the error of ODE samplers falls, by half for Heun's method. The jump ends at 2 N if that is more, so that
-its error falls with the number N of steps too, as 1 / N^2; below 5 steps none can be spared for it.
+its error falls with the number N of steps too, as 1 / N^2; below 5 steps none can be spared for it, and above 150 none
+need be.
 """
 
 import math
@@ -15,7 +16,7 @@ from sde import SDE, GaussianSDE
 from sde.base import last_time
 
 _PEAK = -0.12  # ln(sigma / alpha) where the nodes are densest
-_JUMP, _JUMP_PER_STEP, _FEWEST = 80.0, 2.0, 5
+_JUMP, _JUMP_PER_STEP, _FEWEST, _MOST = 80.0, 2.0, 5, 150
 
 
 def uniform(sde: SDE, u: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def span(sde: GaussianSDE, u: Tensor) -> tuple[float, float, Tensor]:
     """
     (first, last), steps = sde.log_snr_range, len(u) - 1
     begin = -2 * math.log(max(_JUMP, _JUMP_PER_STEP * steps))
-    if begin <= first or steps < _FEWEST or last_time(sde) == sde.t_max:
+    if begin <= first or not _FEWEST <= steps <= _MOST or last_time(sde) == sde.t_max:
         return first, last, u
     return begin, last, (steps * u - 1) / (steps - 1)
 

@@ -77,10 +77,8 @@ FEW_SDES = [VP(), SubVP(t_max=3.0), VE(t_max=0.5)]
 
 
 def quick(sdes):
-    """The same for ``parametrize``: three kinds in the default run, VP, VE and one that is singular; the rest slow."""
-    return [
-        sde if isinstance(sde, (VP, VE, RectifiedFlow)) else pytest.param(sde, marks=pytest.mark.slow) for sde in sdes
-    ]
+    """The same for ``parametrize``: two kinds in the default run, VP and one that is singular; the rest slow."""
+    return [sde if isinstance(sde, (VP, RectifiedFlow)) else pytest.param(sde, marks=pytest.mark.slow) for sde in sdes]
 
 
 ROWS = ("noise", "data", "v", "velocity", "score")
