@@ -16,6 +16,7 @@ from oracles import (
     legendre,
     marginal,
     mixture,
+    quick,
     signs,
 )
 from torch import nn
@@ -45,7 +46,7 @@ def terminal(model):
     return lambda x: model.log_prob(x, torch.tensor(model.sde.t_max, dtype=x.dtype))
 
 
-@pytest.mark.parametrize("sde", SOME_SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(SOME_SDES), ids=str)
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_log_density_of_a_mixture(sde, way):
     """With the exact density at t_max the number is exact but for the solver: 1e-5 at tolerance 1e-8."""
@@ -105,7 +106,7 @@ def test_the_coordinates_of_the_integration_do_not_matter(sde):
     assert torch.allclose(*back, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), RectifiedFlow()], ids=str)
+@pytest.mark.parametrize("sde", quick([VP(), SubVP(), VE(), RectifiedFlow()]), ids=str)
 @pytest.mark.parametrize("coordinates", ["angle", "time"])
 def test_float32_costs_no_more_than_the_tolerance(sde, coordinates):
     exact, model = mixture(sde), mixture(sde, torch.float32)
@@ -358,7 +359,7 @@ def test_units():
 
 @pytest.mark.parametrize(
     "sde",
-    [VP(), SubVP(), VE(), RectifiedFlow(), TimeChanged(VE(), lambda t: 0.1 * t)],
+    quick([VP(), SubVP(), VE(), RectifiedFlow(), TimeChanged(VE(), lambda t: 0.1 * t)]),
     ids=["VP", "SubVP", "VE", "RF", "slow"],
 )
 @pytest.mark.parametrize("coordinates", ["angle", "time"])

@@ -69,7 +69,9 @@ def test_the_demo_in_short(tmp_path):
     assert code == 2 and "already holds a run" in err
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for task in ("sample", "likelihood", "compare"):
-        code, out, err = score_sde(*QUICK, f"task={task}", f"checkpoint={run}", f"hydra.run.dir={tmp_path / task}")
+        code, out, err = score_sde(
+            *QUICK, "compare.names=[ddim]", f"task={task}", f"checkpoint={run}", f"hydra.run.dir={tmp_path / task}"
+        )
         assert code == 0, err
     code, _, err = score_sde(
         "task=likelihood", f"checkpoint={run}", "data=mixture2d", f"hydra.run.dir={tmp_path / 'x'}"
@@ -89,17 +91,21 @@ def test_the_mixture_in_short(tmp_path):
     ("arguments", "words"),
     [
         (["train.stepz=3"], "stepz"),
-        (["train.steps=abc"], "could not be converted to Integer"),
+        pytest.param(["train.steps=abc"], "could not be converted to Integer", marks=pytest.mark.slow),
         (["sde=vpp"], "vpp"),
         (["+sde.beta_mn=1"], "sde.beta_mn: sde.VP has no such parameter"),
-        (["sde.beta_min=abc"], "sde.beta_min: expected float, found 'abc'"),
-        (["train.learning_rate=-1"], "train.learning_rate must be positive"),
+        pytest.param(["sde.beta_min=abc"], "sde.beta_min: expected float, found 'abc'", marks=pytest.mark.slow),
+        pytest.param(["train.learning_rate=-1"], "train.learning_rate must be positive", marks=pytest.mark.slow),
         (["task=likelihood"], "checkpoint="),
         (["task=sample", "checkpoint=/nowhere/last.pt"], "there is no file"),
         (["data=mnist"], "data.path=FOLDER is needed"),
-        (["device=cuda:99"], "device=cuda:99"),
+        pytest.param(["device=cuda:99"], "device=cuda:99", marks=pytest.mark.slow),
         (["data=mixture2d", "net=mlp"], "data of known levels"),
-        (["net.multipliers=[1,2,2,2,2]", "net.attention=[false,false,false,false,false]"], "divisible by 16"),
+        pytest.param(
+            ["net.multipliers=[1,2,2,2,2]", "net.attention=[false,false,false,false,false]"],
+            "divisible by 16",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

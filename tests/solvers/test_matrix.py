@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import SDES, ExactNet, gaussian, response
+from oracles import SDES, ExactNet, gaussian, quick, response
 from recursions import (
     ancestral,
     annealed_langevin,
@@ -152,7 +152,7 @@ def through_a_network(monkeypatch, sde, products):
         assert float((actual - expected).abs().max()) <= within, (case, row, v, actual, expected)
 
 
-@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+@pytest.mark.parametrize("sde", quick(PROCESSES), ids=str)
 @pytest.mark.parametrize("case", MATRIX, ids=name)
 def test_so_it_is_for_every_parametrization(monkeypatch, sde, case):
     """Corrector, way to end and width in turn: over processes and samplers each parametrization meets them all."""

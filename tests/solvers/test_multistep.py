@@ -52,7 +52,7 @@ def test_order_1_is_ddim_bit_for_bit(sde, grid):
 
 @pytest.mark.parametrize("cls, extra", [(DPMSolver, 0), (UniPC, 1)])
 @pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("sde", [VP(), VE()], ids=str)
+@pytest.mark.parametrize("sde", quick([VP(), VE()]), ids=str)
 @pytest.mark.parametrize("target", [correlated, mixture], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_order_of_convergence(cls, extra, order, sde, target, direction):

@@ -65,7 +65,7 @@ def error(monkeypatch, sampler, sde, v=0.1):
     return float(found / marginal(model, sde.t_min)[1]) - 1
 
 
-@pytest.mark.parametrize("sde", SOME_SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(SOME_SDES), ids=str)
 @pytest.mark.parametrize("sampler", [case[0] for case in EXACT], ids=name)
 def test_weak_order(monkeypatch, sde, sampler):
     """The error of the variance, less that of its limit, falls by 2^order; no amount of noise moves the limit."""
@@ -275,7 +275,7 @@ def scores(x, model):
     return (a.mean(1) - b.mean(1)) / (a.var(1) / a.shape[1] + b.var(1) / b.shape[1]).sqrt()
 
 
-@pytest.mark.parametrize("sde", [VP(), VE()], ids=str)
+@pytest.mark.parametrize("sde", quick([VP(), VE()]), ids=str)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=name)
 def test_twenty_thousand_samples_of_a_mixture(sde, sampler):
     model = mixture(sde)

@@ -104,7 +104,7 @@ def test_mean_and_covariance_of_a_correlated_gaussian(monkeypatch, sde, sampler)
         response(monkeypatch, with_steps(sampler, n, final="sample"), model, 2).moments(
             *marginal(model, last_time(sde))
         )
-        for n in ((450, 900) if isinstance(sampler, Euler) else (150, 300))  # without noise errors in t stay
+        for n in ((450, 900) if isinstance(sampler, Euler) else (160, 320))  # without noise errors in t stay
     )
     root = torch.linalg.inv(torch.linalg.cholesky(covariance))
     assert (root @ coarse[1] @ root.T - torch.eye(2)).abs().max() < 0.15
@@ -253,7 +253,7 @@ def test_calls_of_an_adaptive_method():
     assert ProbabilityFlow()(model, shape=(3, 2)).nfe == len(seen) > 20
 
 
-@pytest.mark.parametrize("sde", [*CORE_SDES, RectifiedFlow(), RectifiedFlow(t_min=0.0), Cosine()], ids=str)
+@pytest.mark.parametrize("sde", quick([*CORE_SDES, RectifiedFlow(), RectifiedFlow(t_min=0.0), Cosine()]), ids=str)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_any_number_of_steps_is_finite(sde, grid):
     """Also where the plan of a step could divide by zero or take the root of a negative number."""
