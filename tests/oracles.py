@@ -76,9 +76,10 @@ FEW_SDES = [VP(), SubVP(t_max=3.0), VE(t_max=0.5)]
 """The same on other clocks."""
 
 
-def quick(sdes):
-    """The same for ``parametrize``: two kinds in the default run, VP and one that is singular; the rest slow."""
-    return [sde if isinstance(sde, (VP, RectifiedFlow)) else pytest.param(sde, marks=pytest.mark.slow) for sde in sdes]
+def quick(sdes, *kinds):
+    """The same for ``parametrize``: only ``kinds``, or VP and one that is singular, by default; the rest slow."""
+    kinds = kinds or (VP, RectifiedFlow)
+    return [sde if isinstance(sde, kinds) else pytest.param(sde, marks=pytest.mark.slow) for sde in sdes]
 
 
 ROWS = ("noise", "data", "v", "velocity", "score")

@@ -55,7 +55,11 @@ def test_euler_sets_out_from_data_without_noise_and_euler_maruyama_can_not():
 
 
 @pytest.mark.parametrize("sde", quick([VP(), VE()]), ids=str)
-@pytest.mark.parametrize("sampler", [Euler(grid="log_snr"), Heun(), RungeKutta4(), RungeKutta4(grid="karras")], ids=str)
+@pytest.mark.parametrize(
+    "sampler",
+    [Euler(grid="log_snr"), Heun(), RungeKutta4(), pytest.param(RungeKutta4(grid="karras"), marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("target", [correlated, mixture], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_the_measured_order_is_the_stated_one(sde, sampler, target, direction):

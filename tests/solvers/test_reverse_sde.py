@@ -65,7 +65,7 @@ def error(monkeypatch, sampler, sde, v=0.1):
     return float(found / marginal(model, sde.t_min)[1]) - 1
 
 
-@pytest.mark.parametrize("sde", quick(SOME_SDES), ids=str)
+@pytest.mark.parametrize("sde", quick(SOME_SDES, VP), ids=str)
 @pytest.mark.parametrize("sampler", [case[0] for case in EXACT], ids=name)
 def test_weak_order(monkeypatch, sde, sampler):
     """The error of the variance, less that of its limit, falls by 2^order; no amount of noise moves the limit."""
