@@ -66,7 +66,7 @@ MATRIX = [
     *((EulerMaruyama(N, "log_snr", stochasticity=eta), euler_maruyama(eta)) for eta in (0.0, 0.5, 1.0, 2.0)),
     (ReverseDiffusion(N, "karras"), reverse_diffusion),
     *((SDEDPMSolver(N, order=1, stochasticity=eta), sde_dpm_solver(eta, 1)) for eta in (0.0, 0.5, 1.0)),
-    *((SDEDPMSolver(N, order=2, stochasticity=eta), sde_dpm_solver(eta, 2)) for eta in (0.0, 0.5, 1.0, 2.0)),
+    *((SDEDPMSolver(N, "karras", order=2, stochasticity=eta), sde_dpm_solver(eta, 2)) for eta in (0.0, 0.5, 1.0, 2.0)),
     *((DDIM(N, "log_snr", eta=eta), ddim(eta)) for eta in (0.0, 0.5, 1.0)),
     (Ancestral(N, "karras"), ancestral),
     (Euler(N, "log_snr"), euler_maruyama(0.0)),
@@ -74,14 +74,14 @@ MATRIX = [
     (Heun(N, churn=40.0), heun(40.0)),
     (Heun(N, "log_snr", **CHURN), heun(*CHURN.values())),
     (RungeKutta4(N), runge_kutta),
-    *((DPMSolver(N, order=order), dpm_solver(order)) for order in (1, 2, 3)),
-    *((UniPC(N, order=order), unipc(order)) for order in (1, 2, 3)),
+    *((DPMSolver(N, "karras", order=order), dpm_solver(order)) for order in (1, 2, 3)),
+    *((UniPC(N, "karras", order=order), unipc(order)) for order in (1, 2, 3)),
     (DDPM(CHAIN), ddpm(CHAIN)),
     (ANNEALED, annealed_langevin(ANNEALED)),
     (Langevin(N, "log_snr", snr=SNR, step_rule="fixed"), langevin(SNR)),
     (Langevin(N, "log_snr", snr=SNR, step_rule="fixed", corrections=2), langevin(SNR, 2)),
 ]
-"""A sampler, and the recursion of one of its steps."""
+"""A sampler, and the recursion of one of its steps; what looks back, on steps that differ in the log-SNR."""
 
 ELSEWHERE = {ExponentialAdams}
 """Samplers whose recursion is in the test file of their own."""
