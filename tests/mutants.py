@@ -26,6 +26,11 @@ ADAPTIVE = ("tests/solvers/test_adaptive.py", "-k", "one_step or parts or refuse
 LANGEVIN = ("tests/solvers/test_langevin.py", "-k", "b8 or b9 or ratio or balance or moves or count or alone")
 OPTIONS = ("tests/solvers/test_options.py", "-k", "not compiled")
 PROCESSES = ("tests/sde/test_processes.py",)
+ADAMS = (
+    "tests/solvers/test_exponential_adams.py",
+    "-k",
+    "polynomial or recurrence or fixed_order and VP or gates_are and 12-VP",
+)
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
 
 
@@ -371,6 +376,41 @@ MUTANTS = [
         "(gradient * z).flatten(1)",
         "(-gradient * z).flatten(1)",
         LIKELIHOOD,
+    ),
+    Mutant(
+        "divided differences of the nodes of the step after",
+        "solvers/adams.py",
+        "products[:, :-1].roll(1, 0)",
+        "products[:, :-1].roll(-1, 0)",
+        ADAMS,
+    ),
+    Mutant(
+        "end of a step for its start in exponential Adams",
+        "solvers/exponential_adams.py",
+        "noise = torch.where(adams, s[:-1], s[1:])",
+        "noise = s[1:]",
+        ADAMS,
+    ),
+    Mutant(
+        "end of exponential Adams without the bend of the score",
+        "solvers/exponential_adams.py",
+        "return s - (0.5 * d + bend) / s, bend / before",
+        "return s - 0.5 * d / s, 0 * before",
+        ADAMS,
+    ),
+    Mutant(
+        "gates that forget the nodes before",
+        "solvers/exponential_adams.py",
+        "_MEMORY, _STRICT, _MANY, _TINY = 0.9,",
+        "_MEMORY, _STRICT, _MANY, _TINY = 0.0,",
+        ADAMS,
+    ),
+    Mutant(
+        "gates of the ratio for its square",
+        "solvers/exponential_adams.py",
+        "1 + strict * rise.square()",
+        "1 + strict * rise",
+        ADAMS,
     ),
 ]
 

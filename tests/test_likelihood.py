@@ -445,7 +445,8 @@ def test_growth_beyond_the_largest_number_raises():
 def test_exponentials_in_both_directions(method, ends):
     start, end = ends
     steps = 500 if method in FIXED else None
-    (y,) = integrate(lambda t, y: (y[0] * torch.cos(t),), state(), start, end, method, 1e-9, 1e-9, steps)
+    tolerance = 1e-7 if method == "adaptive_heun" else 1e-9  # order 2
+    (y,) = integrate(lambda t, y: (y[0] * torch.cos(t),), state(), start, end, method, tolerance, tolerance, steps)
     expected = math.exp(math.sin(end) - math.sin(start))
     assert torch.allclose(y, torch.full_like(y, expected), rtol=2e-3 if method == "euler" else 1e-6), y
 

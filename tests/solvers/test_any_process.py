@@ -223,7 +223,7 @@ def test_a_simulation_never_returns_nan():
     [
         ({"steps": 0}, "steps must be a positive integer, found 0"),
         ({"steps": 2.0}, "steps must be a positive integer, found 2.0"),
-        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, found 'linear'"),
+        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, angle, found 'linear'"),
     ],
 )
 def test_what_is_no_simulation_is_refused(arguments, words):

@@ -9,7 +9,7 @@ import torch
 from oracles import CORE_SDES, SDES, Watch, correlated, gaussian, marginal, mixture, response
 from recursions import euler_maruyama, heun, level, run, runge_kutta
 
-from sde import VE, VP, RectifiedFlow, SubVP
+from sde import VE, VP, RectifiedFlow
 from sde.base import last_time
 from solvers import GRIDS, Euler, EulerMaruyama, Heun, ProbabilityFlow, RungeKutta4, SamplingDiverged, time_grid
 
@@ -54,7 +54,7 @@ def test_euler_sets_out_from_data_without_noise_and_euler_maruyama_can_not():
     assert torch.allclose(Euler(2000).encode(model, x), RungeKutta4(200).encode(model, x), atol=0.01)
 
 
-@pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=str)
+@pytest.mark.parametrize("sde", [VP(), VE()], ids=str)
 @pytest.mark.parametrize("sampler", [Euler(grid="log_snr"), Heun(), RungeKutta4(), RungeKutta4(grid="karras")], ids=str)
 @pytest.mark.parametrize("target", [correlated, mixture], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("direction", ["decode", "encode"])

@@ -23,6 +23,7 @@ from solvers import (
     DPMSolver,
     Euler,
     EulerMaruyama,
+    ExponentialAdams,
     Heun,
     Langevin,
     PredictorCorrector,
@@ -46,6 +47,7 @@ AFFINE = {  # calls of the model per step, and whether a step draws noise
     DDIM(eta=0.5): (1, 1),
     DDIM(eta=1.0): (1, 1),
     Heun(): (2, 0),
+    ExponentialAdams(adaptive=False): (1, 0),
     Heun(churn=10.0): (2, 1),
     Euler(): (1, 0),
     DPMSolver(order=1): (1, 0),
@@ -67,7 +69,7 @@ OTHERS = {
     PredictorCorrector(Heun(), Langevin(snr=0.1)): 3,
     PredictorCorrector(Ancestral(), PredictorCorrector(Langevin(), Langevin(corrections=0)).predictor): 2,
 }
-CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, **OTHERS}
+CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, ExponentialAdams(): 1, **OTHERS}
 
 ON_CHAINS = {DDPM, AnnealedLangevin}
 """Over the levels of a chain, and not over a grid of times: they have the same tests in test_chains.py."""
@@ -102,7 +104,7 @@ def test_mean_and_covariance_of_a_correlated_gaussian(monkeypatch, sde, sampler)
         response(monkeypatch, with_steps(sampler, n, final="sample"), model, 2).moments(
             *marginal(model, last_time(sde))
         )
-        for n in (150, 300)
+        for n in ((450, 900) if isinstance(sampler, Euler) else (150, 300))  # without noise errors in t stay
     )
     root = torch.linalg.inv(torch.linalg.cholesky(covariance))
     assert (root @ coarse[1] @ root.T - torch.eye(2)).abs().max() < 0.15
@@ -118,7 +120,7 @@ def test_all_parametrizations_of_one_model_sample_alike(monkeypatch, sde, sample
     for name in ROWS:
         model = ScoreNetwork(ExactNet(exact, PARAMETRIZATIONS[name]().row), sde, name)
         for part, whole in zip(response(monkeypatch, sampler, model, 2), expected, strict=True):
-            assert torch.allclose(part, whole, rtol=0, atol=1e-6 * float(whole.abs().max())), name
+            assert torch.allclose(part, whole, rtol=0, atol=1e-12 + 1e-6 * float(whole.abs().max())), name
 
 
 @pytest.mark.parametrize("sde", CORE_SDES, ids=str)
@@ -359,14 +361,17 @@ def test_either_shape_or_noise_is_asked_for(arguments):
             sampler(mixture(VP()), **arguments)
 
 
-@pytest.mark.parametrize("cls", [Euler, EulerMaruyama, Ancestral, DDIM, DPMSolver, Heun, Langevin, RungeKutta4, UniPC])
+@pytest.mark.parametrize(
+    "cls",
+    [Euler, EulerMaruyama, Ancestral, DDIM, DPMSolver, ExponentialAdams, Heun, Langevin, RungeKutta4, UniPC],
+)
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"steps": 0}, "steps must be a positive integer, found 0"),
         ({"steps": 2.0}, "steps must be a positive integer, found 2.0"),
         ({"steps": True}, "steps must be a positive integer, found True"),
-        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, angle, found 'linear'"),
+        ({"grid": "linear"}, "grid must be one of uniform, log_snr, karras, angle, balanced, found 'linear'"),
         ({"final": "tweedie"}, "final must be one of mean, sample, denoise, found 'tweedie'"),
     ],
 )
