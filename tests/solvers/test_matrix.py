@@ -80,7 +80,7 @@ MATRIX = [
     *((DPMSolver(N, "karras", order=order), dpm_solver(order)) for order in (1, 2, 3)),
     *((UniPC(N, "karras", order=order), unipc(order)) for order in (1, 2, 3)),
     *((ExponentialAdams(N, data_std=c, **FIXED), exponential_adams(form, 6)) for form, c in FORMS.items()),
-    (ExponentialAdams(N, order=3, adaptive=False), exponential_adams("v", 3, knee=6.0)),
+    (ExponentialAdams(N, order=3, adaptive=False, knee=6.0), exponential_adams("v", 3, 6.0)),
     (DDPM(CHAIN), ddpm(CHAIN)),
     (ANNEALED, annealed_langevin(ANNEALED)),
     (Langevin(N, "log_snr", snr=SNR, step_rule="fixed"), langevin(SNR)),
