@@ -246,6 +246,75 @@ def unipc(order):
     return step
 
 
+# Exponential Adams, in y = x / alpha and s = sigma / alpha.
+
+
+def predicted(form, s, v):
+    """What is interpolated: x_0, eps, or the prediction of the angle's slope, for y = 1."""
+    x0, eps = v / (v + s * s), s / (v + s * s)
+    return {"data": x0, "noise": eps, "v": (s * x0 - eps) / math.hypot(1, s)}[form]
+
+
+def carried(form, s):
+    """The factor of y that a step keeps: of y / s, of y, of y / sqrt(1 + s^2)."""
+    return {"data": s, "noise": 1.0, "v": math.hypot(1, s)}[form]
+
+
+def against(form, z):
+    """What it is integrated against, in z = ln s."""
+    return {"data": -np.exp(-z), "noise": np.exp(z), "v": -np.exp(z) / (1 + np.exp(2 * z))}[form]
+
+
+def damping(z, knee):
+    return (1 + (np.exp(z) / knee) ** 2) ** -0.25
+
+
+@functools.cache
+def integrals(form, nodes, n, count, knee):
+    """Of the Lagrange polynomials through ``count`` nodes up to the n-th, over the next step."""
+    z, (x, w) = np.log(nodes[: n + 2]), np.polynomial.legendre.leggauss(24)
+    edges = np.linspace(z[n], z[n + 1], 17)
+    middle, half = (edges[1:] + edges[:-1])[:, None] / 2, np.diff(edges)[:, None] / 2
+    q, weight = (middle + half * x).ravel(), (half * w).ravel()
+    weight = weight * against(form, q) / damping(q, knee)
+    last = [n - i for i in range(count)]
+    basis = ([(q - z[m]) / (z[k] - z[m]) for m in last if m != k] for k in last)
+    return [float(weight @ np.prod([np.ones_like(q), *parts], axis=0)) for parts in basis]
+
+
+def ending(nodes, y, eps, before):
+    """From s to the end with g = eps / s linear in tau = s^2 through the last two nodes."""
+    a, s, end = nodes[-3:]
+    slope = (before / a - eps / s) / (a**2 - s**2)
+    d = s**2 - end**2
+    return y - 0.5 * (eps / s * d - slope * d**2 / 2)
+
+
+def exponential_adams(form, order, knee=math.inf, gates=None):
+    """``gates`` turns the sums S_1, S_2, ... of squared terms into d_1, d_2, ..."""
+
+    def step(v, t, s, x, z, past):
+        now, end, y = t.ratio, s.ratio, x / t.alpha
+        x0, eps = y * v / (v + now**2), y * now / (v + now**2)
+        value = y * predicted(form, now, v) * float(damping(math.log(now), knee))
+        energy = past[0].energy if past else [0.0] * (order - 1)
+        past.insert(0, SimpleNamespace(ratio=now, eps=eps, value=value, energy=energy))
+        nodes = (*(one.ratio for one in reversed(past)), end)
+        if t.index == t.steps - 1 and now >= 2 * end:  # a long last step
+            return s.alpha * (ending(nodes, y, eps, past[1].eps) if t.index and now < 0.25 else x0 + end * eps)
+        sums = [
+            sum(w * one.value for w, one in zip(integrals(form, nodes, t.index, k, knee), past, strict=False))
+            for k in range(1, min(order, t.index + 1) + 1)
+        ]
+        terms = [b - a for a, b in itertools.pairwise(sums)] + [0.0] * (order - len(sums))
+        past[0].energy = [term**2 + 0.9 * sofar for term, sofar in zip(terms, energy, strict=True)]
+        weights = gates(past[0].energy) if gates else [1.0] * len(terms)
+        change = sums[0] + sum(d * term for d, term in zip(weights, terms, strict=True))
+        return s.alpha * carried(form, end) * (y / carried(form, now) + change)
+
+    return step
+
+
 # Langevin dynamics.
 
 

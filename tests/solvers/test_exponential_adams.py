@@ -4,11 +4,13 @@ import functools
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from oracles import CORE_SDES, SDES, SOME_SDES, gaussian, legendre, marginal, mixture, quick
+from recursions import exponential_adams, numbered
 
 from models import GaussianMixture
 from sde import EDM, VE, VP, Prediction, RectifiedFlow, ScoreModel
@@ -88,75 +90,18 @@ def test_gauss_legendre(order):
 # The recursion in floats, on N(0, v), where each prediction is a multiple of y = x / alpha.
 
 
-def predicted(form, s, v):
-    """What is interpolated: x_0, eps, or the prediction of the angle's slope, for y = 1."""
-    x0, eps = v / (v + s * s), s / (v + s * s)
-    return {"data": x0, "noise": eps, "v": (s * x0 - eps) / math.hypot(1, s)}[form]
-
-
-def carried(form, s):
-    """The factor of y that a step keeps: of y / s, of y, of y / sqrt(1 + s^2)."""
-    return {"data": s, "noise": 1.0, "v": math.hypot(1, s)}[form]
-
-
-def against(form, z):
-    """What it is integrated against, in z = ln s."""
-    return {"data": -np.exp(-z), "noise": np.exp(z), "v": -np.exp(z) / (1 + np.exp(2 * z))}[form]
-
-
-def damping(z, knee):
-    return (1 + (np.exp(z) / knee) ** 2) ** -0.25
-
-
-@functools.cache
-def integrals(form, nodes, n, count, knee):
-    """Of the Lagrange polynomials through ``count`` nodes up to the n-th, over the next step."""
-    z, (x, w) = np.log(nodes[: n + 2]), np.polynomial.legendre.leggauss(24)
-    edges = np.linspace(z[n], z[n + 1], 17)
-    middle, half = (edges[1:] + edges[:-1])[:, None] / 2, np.diff(edges)[:, None] / 2
-    q, weight = (middle + half * x).ravel(), (half * w).ravel()
-    weight = weight * against(form, q) / damping(q, knee)
-    last = [n - i for i in range(count)]
-    basis = ([(q - z[m]) / (z[k] - z[m]) for m in last if m != k] for k in last)
-    return [float(weight @ np.prod([np.ones_like(q), *parts], axis=0)) for parts in basis]
+def recursion(form, nodes, v, order, knee=math.inf, gates=None):
+    """y at all nodes, from 1, under alpha = 1."""
+    at, step = [SimpleNamespace(alpha=1.0, sigma=s) for s in nodes], exponential_adams(form, order, knee, gates)
+    ys, past = [1.0], []
+    for t, s in itertools.pairwise(numbered(at)):
+        ys.append(step(v, t, s, ys[-1], None, past))
+    return ys
 
 
 def interpolates(nodes, n):
     """Whether step n is one of Adams: not the last, if it is long."""
     return n < len(nodes) - 2 or nodes[n] < 2 * nodes[n + 1]
-
-
-def ending(nodes, y, eps, before):
-    """From s to the end with g = eps / s linear in tau = s^2 through the last two nodes."""
-    a, s, end = nodes[-3:]
-    slope = (before / a - eps / s) / (a**2 - s**2)
-    d = s**2 - end**2
-    return y - 0.5 * (eps / s * d - slope * d**2 / 2)
-
-
-def recursion(form, nodes, v, order, knee=math.inf, gates=None):
-    """y at all nodes, from 1; ``gates`` turns the sums S_1, S_2, ... of squared terms into d_1, d_2, ..."""
-    ys, values, energy = [1.0], [], [0.0] * (order - 1)
-    for n, (s, t) in enumerate(itertools.pairwise(nodes)):
-        y = ys[-1]
-        x0, eps = y * v / (v + s * s), y * s / (v + s * s)
-        values.insert(0, y * predicted(form, s, v) * float(damping(math.log(s), knee)))
-        if interpolates(nodes, n):
-            sums = [
-                sum(w * f for w, f in zip(integrals(form, nodes, n, k, knee), values, strict=False))
-                for k in range(1, min(order, n + 1) + 1)
-            ]
-            terms = [b - a for a, b in itertools.pairwise(sums)] + [0.0] * (order - len(sums))
-            energy = [term**2 + 0.9 * sofar for term, sofar in zip(terms, energy, strict=True)]
-            weights = gates(energy) if gates else [1.0] * len(terms)
-            change = sums[0] + sum(d * term for d, term in zip(weights, terms, strict=True))
-            ys.append(carried(form, t) * (y / carried(form, s) + change))
-        elif n and s < 0.25:
-            a = nodes[-3]
-            ys.append(ending(nodes, y, eps, ys[-2] * a / (v + a * a)))
-        else:
-            ys.append(x0 + t * eps)
-    return ys
 
 
 @functools.cache

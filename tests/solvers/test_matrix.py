@@ -21,6 +21,7 @@ from recursions import (
     ddpm,
     dpm_solver,
     euler_maruyama,
+    exponential_adams,
     heun,
     langevin,
     level,
@@ -62,11 +63,13 @@ SNR, N, DRAWS = 0.3, 5, 3
 CHAIN = DDPMChain(linear_betas(N, 0.2, 4.0))
 ANNEALED = AnnealedLangevin(NCSNLevels(geometric_sigmas(5.0, 0.05, N)), 2, 1e-4, "sample")
 CHURN = {"churn": 1.5, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.003}
+FIXED = {"adaptive": False, "knee": math.inf}
+FORMS = {"data": 0.0, "noise": math.inf, "v": 1.0}
 MATRIX = [
     *((EulerMaruyama(N, "log_snr", stochasticity=eta), euler_maruyama(eta)) for eta in (0.0, 0.5, 1.0, 2.0)),
     (ReverseDiffusion(N, "karras"), reverse_diffusion),
     *((SDEDPMSolver(N, order=1, stochasticity=eta), sde_dpm_solver(eta, 1)) for eta in (0.0, 0.5, 1.0)),
-    *((SDEDPMSolver(N, order=2, stochasticity=eta), sde_dpm_solver(eta, 2)) for eta in (0.0, 0.5, 1.0, 2.0)),
+    *((SDEDPMSolver(N, "karras", order=2, stochasticity=eta), sde_dpm_solver(eta, 2)) for eta in (0.0, 0.5, 1.0, 2.0)),
     *((DDIM(N, "log_snr", eta=eta), ddim(eta)) for eta in (0.0, 0.5, 1.0)),
     (Ancestral(N, "karras"), ancestral),
     (Euler(N, "log_snr"), euler_maruyama(0.0)),
@@ -74,17 +77,16 @@ MATRIX = [
     (Heun(N, churn=40.0), heun(40.0)),
     (Heun(N, "log_snr", **CHURN), heun(*CHURN.values())),
     (RungeKutta4(N), runge_kutta),
-    *((DPMSolver(N, order=order), dpm_solver(order)) for order in (1, 2, 3)),
-    *((UniPC(N, order=order), unipc(order)) for order in (1, 2, 3)),
+    *((DPMSolver(N, "karras", order=order), dpm_solver(order)) for order in (1, 2, 3)),
+    *((UniPC(N, "karras", order=order), unipc(order)) for order in (1, 2, 3)),
+    *((ExponentialAdams(N, data_std=c, **FIXED), exponential_adams(form, 6)) for form, c in FORMS.items()),
+    (ExponentialAdams(N, order=3, adaptive=False, knee=6.0), exponential_adams("v", 3, 6.0)),
     (DDPM(CHAIN), ddpm(CHAIN)),
     (ANNEALED, annealed_langevin(ANNEALED)),
     (Langevin(N, "log_snr", snr=SNR, step_rule="fixed"), langevin(SNR)),
     (Langevin(N, "log_snr", snr=SNR, step_rule="fixed", corrections=2), langevin(SNR, 2)),
 ]
-"""A sampler, and the recursion of one of its steps."""
-
-ELSEWHERE = {ExponentialAdams}
-"""Samplers whose recursion is in the test file of their own."""
+"""A sampler, and the recursion of one of its steps; what looks back, on steps that differ in the log-SNR."""
 
 CORRECTORS = [None, Langevin(snr=SNR, step_rule="fixed")]
 FINALS = ("mean", "sample", "denoise")
@@ -155,10 +157,11 @@ def through_a_network(monkeypatch, sde, products):
 @pytest.mark.parametrize("sde", quick(PROCESSES), ids=str)
 @pytest.mark.parametrize("case", MATRIX, ids=name)
 def test_so_it_is_for_every_parametrization(monkeypatch, sde, case):
-    """Corrector, way to end and width in turn: over processes and samplers each parametrization meets them all."""
+    """Three of them, each with one corrector, way to end and width: over all processes and samplers each meets all."""
     first = PROCESSES.index(sde) + [c[0] for c in MATRIX].index(case[0])
-    turn, widths = (itertools.islice(itertools.cycle(all_), first, None) for all_ in (cases(case), VARIANCES))
-    through_a_network(monkeypatch, sde, zip(turn, PARAMETRIZATIONS, widths, strict=False))
+    turn = itertools.islice(itertools.cycle(cases(case)), first // 2, None)
+    widths = itertools.islice(itertools.cycle(VARIANCES), PROCESSES.index(sde), None)
+    through_a_network(monkeypatch, sde, zip(turn, list(PARAMETRIZATIONS)[first % 2 :: 2], widths, strict=False))
 
 
 @pytest.mark.slow
@@ -171,4 +174,4 @@ def test_so_it_is_for_the_whole_product(monkeypatch, sde, case):
 def test_every_exported_sampler_is_here():
     exported = [getattr(solvers, name) for name in solvers.__all__]
     samplers = {c for c in exported if inspect.isclass(c) and issubclass(c, Sampler) and not inspect.isabstract(c)}
-    assert samplers == {type(sampler) for sampler, _ in MATRIX} | {PredictorCorrector} | ELSEWHERE
+    assert samplers == {type(sampler) for sampler, _ in MATRIX} | {PredictorCorrector}
