@@ -1,6 +1,8 @@
 """The samplers of this library; those that a version does not have are left out."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -8,6 +10,12 @@ import solvers
 from problem import Method, Plan, Problem, landed, scaled, with_end
 
 Make = Callable[..., solvers.Solver]
+
+
+def _fixed(order: int, data_std: float, lib, **options) -> solvers.Solver:
+    """Exponential Adams-Bashforth of a fixed order, as other libraries have it."""
+    return lib.ExponentialAdams(order=order, adaptive=False, data_std=data_std, knee=math.inf, **options)
+
 
 ODE: dict[str, Make] = {
     "DDIM": lambda lib, **k: lib.DDIM(**k),
@@ -17,7 +25,11 @@ ODE: dict[str, Make] = {
     "DPMSolver2": lambda lib, **k: lib.DPMSolver(order=2, **k),
     "DPMSolver3": lambda lib, **k: lib.DPMSolver(order=3, **k),
     "UniPC": lambda lib, **k: lib.UniPC(**k),
+    "UniPC3": lambda lib, **k: lib.UniPC(order=3, **k),
     "ExponentialAdams": lambda lib, **k: lib.ExponentialAdams(**k),
+    **{f"ExponentialAdams v-{n}": partial(_fixed, n, 1.0) for n in (2, 3, 4)},
+    **{f"ExponentialAdams eps-{n}": partial(_fixed, n, math.inf) for n in (3, 4)},
+    **{f"ExponentialAdams x0-{n}": partial(_fixed, n, 0.0) for n in (3, 4)},
 }
 SDE: dict[str, Make] = {
     "EulerMaruyama": lambda lib, **k: lib.EulerMaruyama(**k),

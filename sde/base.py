@@ -199,7 +199,10 @@ class GaussianSDE(SDE):
         return tuple(ends.detach().nan_to_num(neginf=_LOWEST, posinf=_HIGHEST).tolist())
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """The inverse of ``log_snr``, by repeated division; a value beyond the ends of time gives the nearer end."""
+        """The inverse of ``log_snr``; a value beyond the ends of time gives the nearer end.
+
+        Here by repeated division, for any process; one that has a closed form may state it.
+        """
         low, width = torch.full_like(log_snr, self.t_min)[..., None], self.t_max - self.t_min
         parts = torch.arange(_PARTS, device=log_snr.device, dtype=log_snr.dtype) / _PARTS
         for _ in range(7 if log_snr.dtype == torch.float32 else 11):

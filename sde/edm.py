@@ -26,6 +26,9 @@ class EDM(GaussianSDE):
     def sigma(self, t: Tensor) -> Tensor:
         return t
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.exp(-0.5 * log_snr).clamp(self.t_min, self.t_max)
+
     @property
     def prior_std(self) -> float:
         return self.t_max

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sde.base import GaussianSDE
@@ -26,6 +27,9 @@ class RectifiedFlow(GaussianSDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         return t / self.t_max
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (self.t_max * torch.sigmoid(-0.5 * log_snr)).clamp(self.t_min, self.t_max)
 
     @property
     def prior_std(self) -> float:

@@ -14,3 +14,6 @@ class SubVP(LinearBeta):
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self.integrated_beta(t))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self._time(2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))  # sigma / alpha = 2 sinh(B / 2)

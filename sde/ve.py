@@ -31,6 +31,10 @@ class VE(GaussianSDE):
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp(t * (math.log(self.sigma_max / self.sigma_min) / self.t_max))
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        share = (-0.5 * log_snr - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+        return (self.t_max * share).clamp(self.t_min, self.t_max)
+
     @property
     def prior_std(self) -> float:
         return self.sigma_max

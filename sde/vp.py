@@ -25,6 +25,12 @@ class LinearBeta(GaussianSDE):
         u = t / self.t_max
         return u * (self.beta_min + 0.5 * u * (self.beta_max - self.beta_min))
 
+    def _time(self, integrated_beta: Tensor) -> Tensor:
+        """The inverse of B; the root of its quadratic that loses no digits at a small B."""
+        b = integrated_beta.clamp(max=0.5 * (self.beta_min + self.beta_max))  # that at t_max
+        root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b)
+        return (self.t_max * 2 * b / (self.beta_min + root)).clamp(self.t_min, self.t_max)
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.integrated_beta(t))
 
@@ -43,3 +49,6 @@ class VP(LinearBeta):
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self._time(torch.logaddexp(torch.zeros_like(log_snr), -log_snr))

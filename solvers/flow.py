@@ -49,7 +49,8 @@ class AngleFlow(Flow):
         return math.atan2(*(float(c) for c in self._sigma_alpha(t)))
 
     def time(self, reading: Tensor) -> Tensor:
-        return self.sde.time(-2 * torch.log(torch.tan(reading)))
+        cos = torch.cos(reading).clamp(min=0)  # a pi / 2 that was rounded up is past the end
+        return self.sde.time(2 * (cos.log() - torch.sin(reading).log()))
 
     def scale(self, t: float) -> float:
         return math.hypot(*(float(c) for c in self._sigma_alpha(t)))

@@ -91,6 +91,7 @@ class Heun(GridSampler):
         if noise is not None:
             y = torch.addcmul(y, noise, step.fresh(y))
         slope = step.model(alpha * y, time).eps
-        euler = y + change * slope
-        mean = 0.5 * (slope + step.model(step.alpha_s * euler, step.s).eps)
-        return step.alpha_s * torch.where(step.sigma_s > 0, y + change * mean, euler), None
+        euler = torch.addcmul(y, change, slope)
+        bend = step.model(step.alpha_s * euler, step.s).eps - slope
+        heun = torch.addcmul(euler, change, bend, value=0.5)
+        return step.alpha_s * torch.where(step.sigma_s > 0, heun, euler), None

@@ -11,6 +11,7 @@ from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 from models import GaussianMixture
 from sde import VE, VP, RectifiedFlow, ScoreModel
 from solvers import ODEError, ProbabilityFlow
+from solvers.flow import AngleFlow
 from solvers.ode import ADAPTIVE, FIXED, integrate
 from solvers.probability_flow import great_circle
 
@@ -194,6 +195,14 @@ def test_no_evaluation_lies_beyond_the_interval(sde, method, direction):
     getattr(flow, direction)(model, torch.ones(2, 2, dtype=torch.float64))
     assert sde.t_min * (1 - 1e-9) <= min(model.times) and max(model.times) <= sde.t_max
     assert len(model.times) > 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_quarter_turn_is_the_end_of_time(dtype):
+    """pi / 2 is past it in float32, where the tangent is negative."""
+    end = torch.tensor(math.pi / 2, dtype=dtype)
+    for sde in (RectifiedFlow(), VP()):
+        assert float(AngleFlow(mixture(sde, dtype)).time(end)) == sde.t_max
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
