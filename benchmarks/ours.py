@@ -10,6 +10,7 @@ import solvers
 from problem import Method, Plan, Problem, landed, scaled, with_end
 
 Make = Callable[..., solvers.Solver]
+_FEW = ("log_snr", "karras", "angle")
 
 
 def _fixed(order: int, data_std: float, lib, **options) -> solvers.Solver:
@@ -54,7 +55,8 @@ def _made(make: Make, **options) -> solvers.Solver | None:
 
 
 def _method(label: str, make: Make) -> Method:
-    grids = tuple(grid for grid in solvers.GRIDS if _made(make, grid=grid) is not None)
+    few = isinstance(make, partial)  # one of many of a kind
+    grids = tuple(grid for grid in (_FEW if few else solvers.GRIDS) if _made(make, grid=grid) is not None)
     calls = getattr(_made(make), "calls_per_step", 1)
     return Method("ours", label, _run(make), ("own", *grids), calls=calls, own_end=True)
 

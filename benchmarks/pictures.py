@@ -1,5 +1,6 @@
-"""Quality against calls and against time: peers in grey, the best of them in black, ours in colour."""
+"""Quality against calls and against time: peers grey, the best of them black, ours in colour, fixed orders thin."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def draw(records: list[Record], budgets: Iterable[int], path: Path, quality: str
     from matplotlib import pyplot
 
     names = cases(records)
-    figure, axes = pyplot.subplots(2, len(names), figsize=(4.2 * len(names), 7.6), squeeze=False, sharey="col")
+    figure, axes = pyplot.subplots(2, len(names), figsize=(3.6 * len(names), 6.6), squeeze=False, sharey="col")
     for column, case in zip(axes.T, names, strict=True):
         curves = _curves(records, case, tuple(budgets))
         _against(column[0], curves, "nfe")
@@ -26,7 +27,7 @@ def draw(records: list[Record], budgets: Iterable[int], path: Path, quality: str
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)
 
 
@@ -47,6 +48,8 @@ def _against(axis, curves: dict[str, list[tuple[int, float, float]]], what: str)
         x, y = [p[what == "seconds"] for p in points], [p[2] for p in points]
         if label == "best peer":
             axis.plot(x, y, "k-", lw=2, label=label, zorder=3)
+        elif group(label) == OURS and re.search(r"-\d$", label):  # one of many of a kind
+            axis.plot(x, y, color="tab:blue", lw=0.5, zorder=2)
         elif group(label) == OURS:
             axis.plot(x, y, "o-", lw=1.5, ms=3, label=label, zorder=4)
         else:
