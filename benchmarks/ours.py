@@ -28,6 +28,8 @@ ODE: dict[str, Make] = {
     "UniPC": lambda lib, **k: lib.UniPC(**k),
     "UniPC3": lambda lib, **k: lib.UniPC(order=3, **k),
     "ExponentialAdams": lambda lib, **k: lib.ExponentialAdams(**k),
+}
+FIXED: dict[str, Make] = {
     **{f"ExponentialAdams v-{n}": partial(_fixed, n, 1.0) for n in (2, 3, 4)},
     **{f"ExponentialAdams eps-{n}": partial(_fixed, n, math.inf) for n in (3, 4)},
     **{f"ExponentialAdams x0-{n}": partial(_fixed, n, 0.0) for n in (3, 4)},
@@ -55,8 +57,7 @@ def _made(make: Make, **options) -> solvers.Solver | None:
 
 
 def _method(label: str, make: Make) -> Method:
-    few = isinstance(make, partial)  # one of many of a kind
-    grids = tuple(grid for grid in (_FEW if few else solvers.GRIDS) if _made(make, grid=grid) is not None)
+    grids = tuple(grid for grid in (_FEW if label in FIXED else solvers.GRIDS) if _made(make, grid=grid) is not None)
     calls = getattr(_made(make), "calls_per_step", 1)
     return Method("ours", label, _run(make), ("own", *grids), calls=calls, own_end=True)
 

@@ -45,7 +45,7 @@ def exact(args: argparse.Namespace) -> str:
         for start in args.starts:
             for name in args.targets:
                 problem = exact_problem(TARGETS[name](seed), start, seed)
-                chosen = [*methods, *ours.methods(ours.ODE)]
+                chosen = [*methods, *ours.methods(ours.ODE), *ours.methods(ours.FIXED)]
                 records += store.measure(problem, chosen, args.budgets or BUDGETS)
                 print(f"  {problem.name}, seed {seed}", flush=True)
     draw(records, args.budgets or BUDGETS, args.out / f"{NAMES['exact']}.png", "RMSE per dimension")
