@@ -134,7 +134,7 @@ class Solver(ABC):
         if self.needs_pair and not isinstance(model, ScoreModel):
             raise TypeError(
                 f"{self} needs the pair (x_0, eps) of a ScoreModel under a GaussianSDE, found {type(model).__name__}; "
-                "under other processes use EulerMaruyama, Langevin or ProbabilityFlow"
+                "under other processes use EulerMaruyama, AdaptiveSDE, Langevin or ProbabilityFlow"
             )
         if self.needs_density and not isinstance(model, Density):
             raise TypeError(

@@ -13,7 +13,8 @@ from torchdiffeq import odeint
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 """Not "fehlberg2", whose estimate is so much below its error that the tolerances mean nothing."""
-FIXED = ("euler", "midpoint", "rk4")
+FIXED = {"euler": 1, "midpoint": 2, "rk4": 4}
+"""And the evaluations in a step."""
 
 State = tuple[Tensor, ...]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sde import Noise, ScoreField
 from solvers.base import Solver
 from solvers.flow import check_coordinates, flow
-from solvers.ode import check_method, integrate
+from solvers.ode import FIXED, check_method, integrate
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ProbabilityFlow(Solver):
 
     @property
     def calls(self) -> int | None:
-        return None
+        return FIXED[self.method] * self.steps if self.method in FIXED else None
 
     def encode(self, model: ScoreField, x: Tensor) -> Tensor:
         """The latent at t_max of data ``x`` of shape ``(B, ...)``; ``self(model, x_T=latent)`` brings it back."""

@@ -197,6 +197,13 @@ def test_no_evaluation_lies_beyond_the_interval(sde, method, direction):
     assert len(model.times) > 4
 
 
+@pytest.mark.parametrize("method", FIXED)
+def test_the_calls_of_fixed_steps_are_known(method):
+    flow = ProbabilityFlow(method=method, steps=3)
+    assert flow(mixture(VP()), shape=(2, 2)).nfe == flow.calls
+    assert ProbabilityFlow().calls is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_quarter_turn_is_the_end_of_time(dtype):
     """pi / 2 is past it in float32, where the tangent is negative."""
