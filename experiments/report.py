@@ -29,13 +29,14 @@ def samplers(comparison: Comparison, n: int, seeds: int) -> str:
             r.sampler,
             f"{r.nfe:.0f}",
             f"{r.seconds:.2f}",
-            f"{r.distance:.4f} ± {r.distance_std:.4f}",
+            f"{r.distance:.4f}" + f" ± {r.distance_std:.4f}" * (seeds > 1),
             f"{r.distance / floor.mean:.2f}",
         )
         for r in comparison.rows
     ]
     rows.append(("(real data: noise floor)", "", "", f"{floor.mean:.4f} ± {floor.std:.4f}", "1.00"))
-    title = f"Samplers: {n} samples each, mean ± deviation over {seeds} seeds; sliced W2 distance to held-out data"
+    over = f"mean ± deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    title = f"Samplers: {n} samples each, {over}; sliced W2 distance to held-out data"
     return f"{title}\n{table(('sampler', 'NFE', 'seconds', 'distance', 'of floor'), rows)}"
 
 

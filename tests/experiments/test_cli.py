@@ -52,7 +52,14 @@ def test_the_demo_in_short(tmp_path):
     run = tmp_path / "run"
     code, out, err = score_sde(*QUICK, f"hydra.run.dir={run}")
     assert code == 0 and "nats/dim" not in err and "bits/dim" not in err, err  # nothing to warn of
-    for words in ("noise floor", "bits/dim", "linear autoregressive", "nearest training image", "All results"):
+    for words in (
+        "noise floor",
+        "one seed",
+        "bits/dim",
+        "linear autoregressive",
+        "nearest training image",
+        "All results",
+    ):
         assert words in out, words
     pictures = {path.stem for path in (run / "figures").glob("*.png")}
     assert pictures == {"loss", "quality", "samples", "noise_to_data", "likelihood"}
