@@ -15,11 +15,12 @@ def draw(records: list[Record], budgets: Iterable[int], path: Path, quality: str
     from matplotlib import pyplot
 
     names = cases(records)
+    colours = {}
     figure, axes = pyplot.subplots(2, len(names), figsize=(3.6 * len(names), 6.6), squeeze=False, sharey="col")
     for column, case in zip(axes.T, names, strict=True):
         curves = _curves(records, case, tuple(budgets))
-        _against(column[0], curves, "nfe")
-        _against(column[1], curves, "seconds")
+        _against(column[0], curves, "nfe", colours)
+        _against(column[1], curves, "seconds", colours)
         column[0].set(title=case, xlabel="calls of the model")
         column[1].set(xlabel="processor time (s)")
     axes[0, 0].set_ylabel(quality)
@@ -43,7 +44,8 @@ def _curves(records: list[Record], case: str, budgets: tuple[int, ...]) -> dict[
     return curves
 
 
-def _against(axis, curves: dict[str, list[tuple[int, float, float]]], what: str) -> None:
+def _against(axis, curves: dict[str, list[tuple[int, float, float]]], what: str, colours: dict[str, str]) -> None:
+    """``colours`` keeps that of each method from axis to axis."""
     for label, points in curves.items():
         x, y = [p[what == "seconds"] for p in points], [p[2] for p in points]
         if label == "best peer":
@@ -51,7 +53,8 @@ def _against(axis, curves: dict[str, list[tuple[int, float, float]]], what: str)
         elif group(label) == OURS and re.search(r"-\d$", label):  # one of many of a kind
             axis.plot(x, y, color="tab:blue", lw=0.5, zorder=2)
         elif group(label) == OURS:
-            axis.plot(x, y, "o-", lw=1.5, ms=3, label=label, zorder=4)
+            colour = colours.setdefault(label, f"C{len(colours)}")
+            axis.plot(x, y, "o-", color=colour, lw=1.5, ms=3, label=label, zorder=4)
         else:
             axis.plot(x, y, color="0.8", lw=0.7, zorder=1)
     axis.set(xscale="log", yscale="log")

@@ -40,7 +40,7 @@ NAMES = {
 def exact(args: argparse.Namespace) -> str:
     """RMSE against the exact flow: three targets, two starts."""
     methods, missing = available()
-    store, records = Store(args.records), []
+    store, records = Store(args.records, args.reuse), []
     for seed in args.seeds:
         for start in args.starts:
             for name in args.targets:
@@ -56,7 +56,7 @@ def exact(args: argparse.Namespace) -> str:
 def with_networks(args: argparse.Namespace) -> str:
     """RMSE against a fine solution with the same network."""
     methods, missing = available()
-    store, records, lines, budgets = Store(args.records), [], [], args.budgets or trained.BUDGETS
+    store, records, lines, budgets = Store(args.records, args.reuse), [], [], args.budgets or trained.BUDGETS
     for path in args.checkpoint:
         for seed in args.seeds[:1]:
             problem, line = trained.problem(path, seed)
@@ -84,7 +84,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables and figures")
-    parser.add_argument("--records", type=Path, help="CSV that keeps the runs of other libraries for the next time")
+    parser.add_argument(
+        "--records", type=Path, help="CSV that keeps all runs; those of other libraries are not run again"
+    )
+    parser.add_argument("--reuse", action="store_true", help="take our own runs from the records too")
     args = parser.parse_args(words)
     args.parts = args.parts or ["exact", "sde", "overhead"] + ["trained"] * bool(args.checkpoint)
     if unknown := set(args.parts) - PARTS.keys():
@@ -96,7 +99,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 PARTS = {
     "exact": exact,
-    "sde": lambda args: stochastic.report(args, Store(args.records), NAMES["sde"]),
+    "sde": lambda args: stochastic.report(args, Store(args.records, args.reuse), NAMES["sde"]),
     "overhead": lambda args: overhead.report(),
     "trained": with_networks,
 }

@@ -1,4 +1,4 @@
-"""Records on disk, so that peers are run once: their runs are read back, ours are always run again."""
+"""Records on disk, so that peers are run once: their runs are read back, and ours only where that is asked for."""
 
 import csv
 from collections.abc import Iterable
@@ -9,12 +9,17 @@ from problem import Method, Problem
 
 
 class Store:
-    """Records in a CSV file without a header, or in memory alone for ``path`` None."""
+    """Records in a CSV file without a header, or in memory alone for ``path`` None.
 
-    def __init__(self, path: Path | None = None):
+    reuse: take our own runs from the file too, as they are if nothing has changed.
+    """
+
+    def __init__(self, path: Path | None = None, reuse: bool = False):
         self.path = path
         lines = path.read_text().splitlines() if path and path.is_file() else []
-        self.kept = [_record(row) for row in csv.reader(lines)]
+        found = (_record(row) for row in csv.reader(lines))
+        latest = {(r.case, r.seed, r.budget, r.library, r.method, r.plan): r for r in found}
+        self.kept = [r for r in latest.values() if reuse or r.library != OURS]
 
     def measure(
         self,
@@ -31,10 +36,9 @@ class Store:
         done = {(r.library.split(",")[0], r.method, r.budget) for r in here}
         fresh = []
         for method in methods:
-            left = [n for n in budgets if method.library == OURS or (method.library, method.name, n) not in done]
+            left = [n for n in budgets if (method.library, method.name, n) not in done]
             found = list(measure(problem, [method], left, **options))
-            if method.library != OURS:
-                self._append(found)  # at once: a long run that is stopped goes on from here
+            self._append(found)  # at once: a long run that is stopped goes on from here
             fresh += found
         return here + fresh
 

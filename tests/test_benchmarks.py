@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,13 +124,17 @@ def test_stored_runs_of_others_are_read_back_and_ours_are_not(tmp_path):
     mine = ours.methods(ours.ODE)[0]
     runs = []
 
-    def run(*arguments):
-        runs.append(arguments)
+    def run(library, *arguments):
+        runs.append(library)
         return mine.run(*arguments)
 
-    methods = [mine, problem.Method("other", "theirs", run, ("log_snr",))]
+    methods = [problem.Method(name, name, partial(run, name), ("log_snr",)) for name in ("ours", "other")]
     first = store.Store(tmp_path / "records.csv").measure(now, methods, (5,))
     before = len(runs)
     again = store.Store(tmp_path / "records.csv").measure(now, methods, (5,))
-    assert len(runs) == before > 0
-    assert {(r.method, r.plan, r.error) for r in first} == {(r.method, r.plan, r.error) for r in again}
+    assert set(runs[before:]) == {"ours"} and before == 2 * len(runs[before:])
+    before = len(runs)
+    third = store.Store(tmp_path / "records.csv", reuse=True).measure(now, methods, (5,))
+    assert len(runs) == before
+    for found in (again, third):
+        assert {(r.method, r.plan, r.error) for r in first} == {(r.method, r.plan, r.error) for r in found}
