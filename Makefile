@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[test]'
 	@touch $@
 
-demo: $(STAMP)  ## train on real digits, compare samplers, report bits/dim (about 4 minutes)
+demo: $(STAMP)  ## train on real digits, compare samplers, report bits/dim (about 5 minutes)
 	@$(BIN)/score-sde
 
 test: $(STAMP)  ## the default tests (under 6 minutes on 2 cores)
