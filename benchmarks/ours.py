@@ -15,7 +15,8 @@ _FEW = ("log_snr", "karras", "angle")
 
 def _fixed(order: int, data_std: float, lib, **options) -> solvers.Solver:
     """Exponential Adams-Bashforth of a fixed order, as other libraries have it."""
-    return lib.ExponentialAdams(order=order, adaptive=False, data_std=data_std, knee=math.inf, **options)
+    fixed = {"adaptive": False, "corrected": False, "knee": math.inf}
+    return lib.ExponentialAdams(order=order, data_std=data_std, **fixed, **options)
 
 
 ODE: dict[str, Make] = {

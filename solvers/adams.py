@@ -1,4 +1,4 @@
-r"""Adams-Bashforth on any grid, in modified divided differences (Krogh, 1969; Shampine and Gordon, 1975).
+r"""Adams methods on any grid, in modified divided differences (Krogh, 1969; Shampine and Gordon, 1975).
 
 Through the nodes z_n, z_(n-1), ... a function has Newton's polynomial sum_j F[n..n-j] prod_(i<j) (z - z_(n-i)). With
 
@@ -8,10 +8,12 @@ which is F_n less its extrapolation to z_n from the j nodes before it, the next 
 
     phi_0(n) = F_n,     phi_(j+1)(n) = phi_j(n) - beta_j(n) phi_j(n-1),     beta_j(n) = P_j(n) / P_j(n-1),
 
-and the integral of F against a kernel over the next step is sum_j r_j phi_j, with r_j that of prod_(i<j) over P_j.
+and the integral of F against a kernel is sum_j r_j phi_j, with r_j that of prod_(i<j) over P_j: over the step from z_n,
+of Adams and Bashforth, or over the step to it, of Adams and Moulton.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +21,19 @@ from torch import Tensor
 _PANELS, _POINTS = 4, 16
 
 
-def adams_table(z: Tensor, first: int, order: int, kernel: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """r, ``(N, order)``, and beta, ``(N, order - 1)``, of the N steps between the ``z``, in float64.
+class AdamsTable(NamedTuple):
+    """Of the N steps, in float64; terms that would need a node before the first are 0."""
 
-    The nodes are ``z[first:]``; terms that would need others are 0. ``kernel`` is a function of z.
-    """
+    ahead: Tensor
+    """r of the step from each node, ``(N, order)``."""
+    back: Tensor
+    """r of the step to it, ``(N, order)``; 0 at the first node."""
+    beta: Tensor
+    """``(N, order - 1)``."""
+
+
+def adams_table(z: Tensor, first: int, order: int, kernel: Callable[[Tensor], Tensor]) -> AdamsTable:
+    """The table of the N steps between the ``z``, whose nodes are ``z[first:]``; ``kernel`` is a function of z."""
     steps, terms = torch.arange(len(z) - 1), torch.arange(order)
     nodes = z[(steps[:, None] - terms).clamp(min=first)]
     known = terms <= steps[:, None] - first
@@ -32,9 +42,16 @@ def adams_table(z: Tensor, first: int, order: int, kernel: Callable[[Tensor], Te
     products = gaps.cumprod(1)  # P_j
     beta = products[:, :-1] / products[:, :-1].roll(1, 0)
     points, weights = _quadrature(z)
-    basis = torch.cat((torch.ones_like(points)[:, None], points[:, None] - nodes[:, :-1, None]), 1).cumprod(1)
-    r = (basis * (weights * kernel(points))[:, None]).sum(-1) / products
-    return torch.where(known, r, 0.0), torch.where(known[:, 1:], beta, 0.0)
+    weights = weights * kernel(points)
+
+    def integrals(shift: int) -> Tensor:
+        """Over the step from each node, or with ``shift`` 1 over the one to it."""
+        distances = points.roll(shift, 0)[:, None] - nodes[:, :-1, None]
+        basis = torch.cat((torch.ones_like(points)[:, None], distances), 1).cumprod(1)
+        within = known & (steps[:, None] >= first + shift)
+        return torch.where(within, (basis * weights.roll(shift, 0)[:, None]).sum(-1) / products, 0.0)
+
+    return AdamsTable(integrals(0), integrals(1), torch.where(known[:, 1:], beta, 0.0))
 
 
 def _quadrature(z: Tensor) -> tuple[Tensor, Tensor]:

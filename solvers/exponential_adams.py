@@ -10,23 +10,29 @@ c = 0 is exponential Adams-Bashforth in the predictions of x_0, c = infinity in 
 unit variance, in those of v: y / Q is then the state of a variance-preserving process, and the clock the angle atan s.
 
 **Interpolation.** F = psi (s x_0 - c^2 eps) / Q, with psi = (1 + (s / knee)^2)^(-1/4), is interpolated in z = ln s
-through the last nodes, in modified divided differences phi_j (``solvers.adams``): a step adds the terms r_j phi_j,
-j < order, where r_j depends on the grid alone. Deep in the noise an exact x_0 is constant in s, and that of a network
-that predicts eps errs in proportion to s. psi, between the two, halves the errors of such networks at the end, and
-costs exact scores nothing up to 50 steps; beyond, it makes the error of the first steps larger.
+through the last nodes, in modified divided differences phi_j (``solvers.adams``). Deep in the noise an exact x_0 is
+constant in s, and that of a network that predicts eps errs in proportion to s. psi, between the two, halves the errors
+of such networks at the end, and costs exact scores next to nothing.
+
+**Prediction and correction.** With u = y / Q a step from node n adds d_j r_j phi_j(n), j < order, the integral of what
+has been interpolated so far (Adams and Bashforth). Once F is known at its end, the polynomial through n + 1 is better,
+and the next step starts from a u that was carried from n to n + 1 by that (Adams and Moulton), a sum over the
+phi_j(n + 1) that are computed anyway. F at n + 1 remains that of the predicted state, so that no call is spent on it:
+UniPC's idea (Zhao et al., 2023).
 
 **Order.** phi_j is F less its extrapolation from the j nodes before: the error that order j has just made. The terms
 fall with j as long as the score is smooth on the scale of the steps, and rise where it is not, as a network's is sooner
-than an exact one. So from the third on they enter with the weights
+than an exact one. So from the third on they enter a prediction with the weights
 
     d_j = d_(j-1) / (1 + (a^2 S_j / S_(j-1))^2),      S_j = mean square of the j-th term, summed over the nodes so far,
                                                       each counting 0.9 of the next;  a = 1.25 min(1, 50 / N),
 
 for each sample by itself: no call, no look at the host, and no sample depends on its batch. The memory matters: an
 order that changes from step to step breaks the cancellation between the errors of steps, and is worse than any fixed.
+The terms of a correction are small (at j = 5 and equal steps 3/160, where a prediction has 95/288): they enter in full.
 
 On a smooth score the error falls as N^-K down to what the first steps leave, which have fewer terms than K: it is of
-second order, and the smaller the noisier the start; for data off the origin, 1e-6 at 300 steps from s = 150.
+third order, of second without corrections, and the smaller the noisier the start.
 
 **The end.** Near the data g = eps / s = -score alpha^2 is a smooth function of tau = s^2. From the last node, where the
 method stops interpolating, y(end) = y - 1/2 integral of g dtau, with g linear in tau through the last two nodes. Where
@@ -54,17 +60,20 @@ _FAR, _NEAR = 2.0, 0.25
 
 
 class Table(NamedTuple):
-    """x_s = x0 x_0 + eps eps_n + before eps_(n-1) + scale sum_(j>=1) d_j r_j phi_j for all N steps, in float64."""
+    """x_s = linear (u + sum_j d_j ahead_j phi_j) + eps eps_n + before eps_(n-1) for all N steps, in float64."""
 
-    x0: Tensor
+    start: Tensor
+    """u = start x, where it is not carried."""
+    close: Tensor
+    """What the eps at a node adds to the u that was carried there; then phi_j adds back_j."""
+    linear: Tensor
     eps: Tensor
-    """The term of phi_0 = F is part of the first two."""
     before: Tensor
-    scale: Tensor
     kept: tuple[Tensor, Tensor]
     """What x_0 and eps are multiplied by in F."""
-    r: Tensor
-    """Of j = 1, 2, ..., K - 1, ``(N, K - 1, 1, 1)``."""
+    ahead: Tensor
+    """Of j = 0, 1, ..., K - 1, ``(N, K, 1, 1)``."""
+    back: Tensor
     beta: Tensor
     """Of j = 0, 1, ..., K - 2, ``(N, K - 1, 1, 1)``."""
 
@@ -72,8 +81,10 @@ class Table(NamedTuple):
 class Memory(NamedTuple):
     """What a step leaves for the next."""
 
+    u: Tensor
+    """Corrected, ``(B, D)``, where D is the number of values of a sample."""
     phi: Tensor
-    """Of j = 0, 1, ..., K - 2, ``(K - 1, B, D)``, where D is the number of values of a sample."""
+    """Of j = 0, 1, ..., K - 2, ``(K - 1, B, D)``."""
     energy: Tensor
     """D S_j of j = 1, 2, ..., K - 1, ``(K - 1, B, 1)``."""
     eps: Tensor
@@ -81,18 +92,22 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class ExponentialAdams(GridSampler):
-    """Exponential Adams-Bashforth whose order adapts to each sample; one call a step.
+    """Exponential Adams-Bashforth-Moulton whose order adapts to each sample; one call a step.
 
     Parameters
     ----------
     order: K, the number of terms, and the order of convergence where the score is smooth, until the error of the first
         steps, of order 2, is all that is left (module's docstring).
     adaptive: whether the terms from the third on enter by the weights of the module's docstring, or in full.
+    corrected: whether a step corrects the one before it. Then it starts from earlier states, and no corrector may move
+        them in between (``PredictorCorrector``). Without, this is exponential Adams-Bashforth.
     data_std: c. 0: data prediction; infinity: noise prediction.
-    knee: sigma / alpha above which the interpolated function is damped; infinity: nowhere, as noise prediction needs.
+    knee: sigma / alpha above which the interpolated function is damped; infinity: nowhere. Noise prediction needs that,
+        and no corrections: y itself is carried on then, of the size of the noise at the start.
 
-    ``encode`` begins, where its first step is long, with one of DDIM, to s: it errs by (s - s_min)^2 / (2 std^2) of the
-    data. A mixture comes back to 0.15 at 20 steps, 1e-3 at 80, 1e-4 at 320.
+    ``encode`` begins, where its first step is long, with one of DDIM, which errs by s^2 / (2 std^2) of the data; the
+    correction, y + s eps / 2 with eps at its end, leaves 3 s^4 / (8 std^4). A mixture comes back to 0.15 at 20 steps,
+    5e-5 at 80, 1e-6 at 320.
 
     >>> ExponentialAdams(steps=10).calls
     10
@@ -104,64 +119,75 @@ class ExponentialAdams(GridSampler):
     grid: str = "balanced"
     order: int = 6
     adaptive: bool = True
+    corrected: bool = True
     data_std: float = 1.0
     knee: float = 12.0
 
     def __post_init__(self):
         super().__post_init__()
         require_count(self.order, "ExponentialAdams: order")
-        if not isinstance(self.adaptive, bool):
-            raise ValueError(f"ExponentialAdams: adaptive must be True or False, found {self.adaptive!r}")
+        for name in ("adaptive", "corrected"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"ExponentialAdams: {name} must be True or False, found {getattr(self, name)!r}")
         if not self.data_std >= 0:
             raise ValueError(f"ExponentialAdams: data_std must be a number of at least 0, found {self.data_std!r}")
         if not self.knee > 0:
             raise ValueError(f"ExponentialAdams: knee must be a positive number, found {self.knee!r}")
-        if math.isinf(self.data_std) and not math.isinf(self.knee):
+        if math.isinf(self.data_std) and (self.corrected or not math.isinf(self.knee)):
             raise ValueError(
-                "ExponentialAdams: data_std=inf leaves nothing for the knee to damp; give knee=inf, "
-                f"found {self.knee!r}"
+                "ExponentialAdams: data_std=inf (noise prediction) leaves nothing for the knee to damp, and what a "
+                "correction carries on is all noise; give knee=inf and corrected=False, "
+                f"found knee={self.knee!r}, corrected={self.corrected!r}"
             )
 
+    @property
+    def looks_back(self) -> bool:
+        return self.corrected
+
     def plan(self, path: Path) -> Table:
-        s, alpha, forward = path.ratio, path.alpha[1:], bool(path.times[0] > path.times[-1])
-        adams = _by_adams(s, forward)
+        s, alpha, forward = path.ratio, path.alpha, bool(path.times[0] > path.times[-1])
+        adams, size = _by_adams(s, forward), self._size(s)
         first = int(not forward and not adams[0])  # where encode begins by DDIM, F may be infinite at its first node
-        p, q = (torch.where(torch.arange(len(alpha)) < first, 0.0, part) for part in self._kept(s[:-1]))
-        r, beta = self._terms(s, first, adams)
-        scale = alpha * self._size(s[1:])
-        # Adams: y / Q carries on. DDIM: x_0 and eps do.
-        linear = torch.where(adams, scale / self._size(s[:-1]), alpha)
-        noise = torch.where(adams, s[:-1], s[1:])
-        x0, eps = linear + scale * r[:, 0] * p, linear * noise + scale * r[:, 0] * q
-        before = torch.zeros_like(eps)
-        if forward and not adams[-1] and len(alpha) > 1 and s[-2] < _NEAR:
-            eps[-1], before[-1] = (alpha[-1] * weight for weight in _ending(*s[-3:]))
-        return Table(x0, eps, before, scale, (p, q), r[:, 1:, None, None], beta[..., None, None])
+        if first:
+            size[0] = size[1]  # u is y over any constant there, and Q may be 0
+        kept = tuple(torch.where(torch.arange(len(adams)) < first, 0.0, part) for part in self._kept(s[:-1]))
+        table = adams_table(s.log(), first, max(2, self.order), self._kernel)
+        used = torch.arange(table.ahead.shape[1]) < self.order
+        ahead, back = torch.where(adams[:, None] & used, table.ahead, 0.0), torch.where(used, table.back, 0.0)
+        eps = torch.where(adams, 0.0, s[1:] - s[:-1])  # of DDIM
+        before, close = torch.zeros_like(eps), torch.zeros_like(eps)
+        if first and len(eps) > 1:
+            close[1] = (s[1].square() - s[0].square()) / (2 * s[1] * size[1])
+        if forward and not adams[-1] and len(eps) > 1 and s[-2] < _NEAR:
+            eps[-1], before[-1] = _ending(*s[-3:])
+        linear = alpha[1:] * torch.where(adams, size[1:], size[:-1])
+        start, eps, before = 1 / (alpha * size)[:-1], alpha[1:] * eps, alpha[1:] * before
+        ahead, back, beta = (part[..., None, None] for part in (ahead, back, table.beta))
+        return Table(start, close, linear, eps, before, kept, ahead, back, beta)
 
     def step(self, x: Tensor, step: Step, carry: Memory | None) -> tuple[Tensor, Memory]:
         own, (x0, eps) = step.own, step.predict(x)
         now = torch.addcmul(own.kept[0] * x0, own.kept[1], eps).flatten(1)  # F, which is phi_0
-        phi, energy, before = carry or (now.new_zeros(len(own.beta), *now.shape), now.new_zeros(()), eps)
-        later = now - (own.beta * phi).cumsum(0)  # phi_1, phi_2, ...
-        weights = own.r
+        u, phi, energy, before = carry or (None, now.new_zeros(len(own.beta), *now.shape), now.new_zeros(()), eps)
+        phi = torch.cat((now[None], now - (own.beta * phi).cumsum(0)))
+        if carry and self.corrected:
+            u = torch.addcmul(u + (own.back * phi).sum(0), own.close, eps.flatten(1))
+        else:
+            u = own.start * x.flatten(1)
+        weights = own.ahead
         if self.adaptive:
-            energy = torch.add(_energy(own.r, later), energy, alpha=_MEMORY)
+            energy = torch.add(_energy(own.ahead[1:], phi[1:]), energy, alpha=_MEMORY)
             weights = weights * self._gates(energy)
-        x = torch.addcmul(torch.addcmul(own.x0 * x0, own.eps, eps), own.before, before)
-        x = torch.addcmul(x, own.scale, (weights * later).sum(0).view_as(x))
-        return x, Memory(torch.cat((now[None], later[:-1])), energy, eps)
+        x = (own.linear * (u + (weights * phi).sum(0))).view_as(x)
+        x = torch.addcmul(torch.addcmul(x, own.eps, eps), own.before, before)
+        return x, Memory(u, phi[:-1], energy, eps)
 
     def _gates(self, energy: Tensor) -> Tensor:
-        """d_1 = 1, d_2, d_3, ... from S_1, S_2, S_3, ..., both of shape ``(K - 1, B, 1)``."""
+        """d_0 = d_1 = 1, d_2, d_3, ... from S_1, S_2, S_3, ...; of shapes ``(K, B, 1)`` and ``(K - 1, B, 1)``."""
         rise = energy[1:] / energy[:-1].clamp(min=_TINY)
         strict = (_STRICT * min(1.0, _MANY / self.steps)) ** 4
         factors = torch.reciprocal(1 + strict * rise.square())
-        return torch.cat((torch.ones_like(energy[:1]), factors)).cumprod(0)
-
-    def _terms(self, s: Tensor, first: int, adams: Tensor) -> tuple[Tensor, Tensor]:
-        """r and beta of at least two terms, r 0 in steps that are not ``adams`` and in terms beyond the order."""
-        r, beta = adams_table(s.log(), first, max(2, self.order), self._kernel)
-        return torch.where(adams[:, None] & (torch.arange(r.shape[1]) < self.order), r, 0.0), beta
+        return torch.cat((torch.ones_like(energy[:1]).expand(2, -1, -1), factors)).cumprod(0)
 
     def _kept(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """What F multiplies x_0 and eps by, over the larger of 1 and c^2."""
@@ -194,7 +220,7 @@ def _energy(r: Tensor, phi: Tensor) -> Tensor:
 
 
 def _ending(before: Tensor, s: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """What eps at the last node s and at the one before are multiplied by in y(end) = x_0 + ..., g linear in s^2."""
+    """What eps at the last node s and at the one before are multiplied by in y(end) = y + ..., g linear in s^2."""
     d = s.square() - end.square()
     bend = d.square() / (4 * (before.square() - s.square()))
-    return s - (0.5 * d + bend) / s, bend / before
+    return -(0.5 * d + bend) / s, bend / before

@@ -55,11 +55,11 @@ def balanced(sde: GaussianSDE, u: Tensor) -> Tensor:
     """Equal parts of a density of nodes in z = ln(sigma / alpha), and one step from the last of them to t_min.
 
     Twice as dense where sigma / alpha is of the size of the data, and with many nodes denser at a start near 50 too.
-    The last of N nodes is at .0308 (N / 20)^-.74, for methods that end as ``ExponentialAdams`` does.
+    The last of N nodes is at .036 (N / 20)^-.9, for methods that end as ``ExponentialAdams`` does.
     """
     steps = len(u) - 1
     first, end = (math.exp(-0.5 * log_snr) for log_snr in sde.log_snr_range)
-    last = max(0.0308 * (steps / 20) ** -0.74, 1.5 * end)
+    last = max(0.036 * (steps / 20) ** -0.9, 1.5 * end)
     z = torch.linspace(math.log(first), math.log(last), 4001, dtype=u.dtype)
     width = torch.where(z < _PEAK, 2.4, 1.15)
     start = 2 * min(1.0, steps / 40) ** 2 * min(1.0, 50 / first) ** 4

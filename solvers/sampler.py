@@ -7,7 +7,7 @@ step leaves for later ones is handed from step to step, and never kept on the sa
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,9 +54,6 @@ class Step:
 class Sampler(Solver):
     """A solver with a fixed number of steps over a grid of times."""
 
-    looks_back: ClassVar[bool] = False
-    """Whether a step starts from earlier states too: then no corrector may move them in between."""
-
     steps: int
     final: str
     order: int
@@ -75,6 +72,11 @@ class Sampler(Solver):
     @abstractmethod
     def stochastic(self) -> bool:
         """Whether a step adds noise."""
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a step starts from earlier states too: then no corrector may move them in between."""
+        return False
 
     @abstractmethod
     def with_steps(self, steps: int) -> Self:

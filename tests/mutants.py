@@ -29,7 +29,7 @@ PROCESSES = ("tests/sde/test_processes.py",)
 ADAMS = (
     "tests/solvers/test_exponential_adams.py",
     "-k",
-    "polynomial or recurrence or fixed_order and VP or gates_are and 12-VP",
+    "polynomial or recurrence or fixed_order and VP or gates_are and 12-VP or half_a_step",
 )
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
 
@@ -387,15 +387,36 @@ MUTANTS = [
     Mutant(
         "end of a step for its start in exponential Adams",
         "solvers/exponential_adams.py",
-        "noise = torch.where(adams, s[:-1], s[1:])",
-        "noise = s[1:]",
+        "start, eps, before = 1 / (alpha * size)[:-1]",
+        "start, eps, before = 1 / (alpha * size)[1:]",
+        ADAMS,
+    ),
+    Mutant(
+        "a correction over the step ahead",
+        "solvers/adams.py",
+        "AdamsTable(integrals(0), integrals(1),",
+        "AdamsTable(integrals(0), integrals(0),",
+        ADAMS,
+    ),
+    Mutant(
+        "a correction from the predicted state",
+        "solvers/exponential_adams.py",
+        "return x, Memory(u, phi[:-1], energy, eps)",
+        "return x, Memory(u + (weights * phi).sum(0), phi[:-1], energy, eps)",
+        ADAMS,
+    ),
+    Mutant(
+        "half a step of encoding without its half",
+        "solvers/exponential_adams.py",
+        "/ (2 * s[1] * size[1])",
+        "/ (s[1] * size[1])",
         ADAMS,
     ),
     Mutant(
         "end of exponential Adams without the bend of the score",
         "solvers/exponential_adams.py",
-        "return s - (0.5 * d + bend) / s, bend / before",
-        "return s - 0.5 * d / s, 0 * before",
+        "return -(0.5 * d + bend) / s, bend / before",
+        "return -0.5 * d / s, 0 * before",
         ADAMS,
     ),
     Mutant(

@@ -270,10 +270,10 @@ def damping(z, knee):
 
 
 @functools.cache
-def integrals(form, nodes, n, count, knee):
-    """Of the Lagrange polynomials through ``count`` nodes up to the n-th, over the next step."""
-    z, (x, w) = np.log(nodes[: n + 2]), np.polynomial.legendre.leggauss(24)
-    edges = np.linspace(z[n], z[n + 1], 17)
+def integrals(form, nodes, n, count, knee, back=0):
+    """Of the Lagrange polynomials through ``count`` nodes up to the n-th, over the step from it, or ``back`` steps."""
+    z, (x, w) = np.log(nodes[: n + 2 - back]), np.polynomial.legendre.leggauss(24)
+    edges = np.linspace(z[n - back], z[n + 1 - back], 17)
     middle, half = (edges[1:] + edges[:-1])[:, None] / 2, np.diff(edges)[:, None] / 2
     q, weight = (middle + half * x).ravel(), (half * w).ravel()
     weight = weight * against(form, q) / damping(q, knee)
@@ -290,18 +290,24 @@ def ending(nodes, y, eps, before):
     return y - 0.5 * (eps / s * d - slope * d**2 / 2)
 
 
-def exponential_adams(form, order, knee=math.inf, gates=None):
-    """``gates`` turns the sums S_1, S_2, ... of squared terms into d_1, d_2, ..."""
+def exponential_adams(form, order, knee=math.inf, gates=None, corrected=False):
+    """``gates`` turns the sums S_1, S_2, ... of squared terms into d_1, d_2, ...; u = y / ``carried``."""
 
     def step(v, t, s, x, z, past):
         now, end, y = t.ratio, s.ratio, x / t.alpha
-        x0, eps = y * v / (v + now**2), y * now / (v + now**2)
+        eps = y * now / (v + now**2)
         value = y * predicted(form, now, v) * float(damping(math.log(now), knee))
         energy = past[0].energy if past else [0.0] * (order - 1)
-        past.insert(0, SimpleNamespace(ratio=now, eps=eps, value=value, energy=energy))
+        u = past[0].u if past and corrected else y / carried(form, now)
+        past.insert(0, SimpleNamespace(ratio=now, eps=eps, value=value, energy=energy, u=u))
         nodes = (*(one.ratio for one in reversed(past)), end)
+        if corrected and t.index:
+            weights = integrals(form, nodes, t.index, min(order, t.index + 1), knee, back=1)
+            past[0].u += sum(w * one.value for w, one in zip(weights, past, strict=False))
+        y = carried(form, now) * past[0].u
         if t.index == t.steps - 1 and now >= 2 * end:  # a long last step
-            return s.alpha * (ending(nodes, y, eps, past[1].eps) if t.index and now < 0.25 else x0 + end * eps)
+            at_end = ending(nodes, y, eps, past[1].eps) if t.index and now < 0.25 else y + (end - now) * eps
+            return s.alpha * at_end
         sums = [
             sum(w * one.value for w, one in zip(integrals(form, nodes, t.index, k, knee), past, strict=False))
             for k in range(1, min(order, t.index + 1) + 1)
@@ -310,7 +316,7 @@ def exponential_adams(form, order, knee=math.inf, gates=None):
         past[0].energy = [term**2 + 0.9 * sofar for term, sofar in zip(terms, energy, strict=True)]
         weights = gates(past[0].energy) if gates else [1.0] * len(terms)
         change = sums[0] + sum(d * term for d, term in zip(weights, terms, strict=True))
-        return s.alpha * carried(form, end) * (y / carried(form, now) + change)
+        return s.alpha * carried(form, end) * (past[0].u + change)
 
     return step
 

@@ -64,6 +64,7 @@ CHAIN = DDPMChain(linear_betas(N, 0.2, 4.0))
 ANNEALED = AnnealedLangevin(NCSNLevels(geometric_sigmas(5.0, 0.05, N)), 2, 1e-4, "sample")
 CHURN = {"churn": 1.5, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.003}
 FIXED = {"adaptive": False, "knee": math.inf}
+BASHFORTH = {**FIXED, "corrected": False}
 FORMS = {"data": 0.0, "noise": math.inf, "v": 1.0}
 MATRIX = [
     *((EulerMaruyama(N, "log_snr", stochasticity=eta), euler_maruyama(eta)) for eta in (0.0, 0.5, 1.0, 2.0)),
@@ -79,8 +80,10 @@ MATRIX = [
     (RungeKutta4(N), runge_kutta),
     *((DPMSolver(N, "karras", order=order), dpm_solver(order)) for order in (1, 2, 3)),
     *((UniPC(N, "karras", order=order), unipc(order)) for order in (1, 2, 3)),
-    *((ExponentialAdams(N, data_std=c, **FIXED), exponential_adams(form, 6)) for form, c in FORMS.items()),
-    (ExponentialAdams(N, order=3, adaptive=False, knee=6.0), exponential_adams("v", 3, 6.0)),
+    *((ExponentialAdams(N, data_std=c, **BASHFORTH), exponential_adams(form, 6)) for form, c in FORMS.items()),
+    (ExponentialAdams(N, data_std=0.0, **FIXED), exponential_adams("data", 6, corrected=True)),
+    (ExponentialAdams(N, **FIXED), exponential_adams("v", 6, corrected=True)),
+    (ExponentialAdams(N, order=3, adaptive=False, knee=6.0), exponential_adams("v", 3, 6.0, corrected=True)),
     (DDPM(CHAIN), ddpm(CHAIN)),
     (ANNEALED, annealed_langevin(ANNEALED)),
     (Langevin(N, "log_snr", snr=SNR, step_rule="fixed"), langevin(SNR)),
