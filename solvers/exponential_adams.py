@@ -18,7 +18,7 @@ of such networks at the end, and costs exact scores next to nothing.
 has been interpolated so far (Adams and Bashforth). Once F is known at its end, the polynomial through n + 1 is better,
 and the next step starts from a u that was carried from n to n + 1 by that (Adams and Moulton), a sum over the
 phi_j(n + 1) that are computed anyway. F at n + 1 remains that of the predicted state, so that no call is spent on it:
-UniPC's idea (Zhao et al., 2023).
+UniPC's idea (Zhao et al., 2023). Fewer than 5 steps are too long for that: the error would be up to three times larger.
 
 **Order.** phi_j is F less its extrapolation from the j nodes before: the error that order j has just made. The terms
 fall with j as long as the score is smooth on the scale of the steps, and rise where it is not, as a network's is sooner
@@ -56,7 +56,7 @@ from solvers.path import Path
 from solvers.sampler import GridSampler, Step
 
 _MEMORY, _STRICT, _MANY, _TINY = 0.9, 1.25, 50, 1e-30
-_FAR, _NEAR = 2.0, 0.25
+_FAR, _NEAR, _FEWEST = 2.0, 0.25, 5
 
 
 class Table(NamedTuple):
@@ -97,10 +97,10 @@ class ExponentialAdams(GridSampler):
     Parameters
     ----------
     order: K, the number of terms, and the order of convergence where the score is smooth, until the error of the first
-        steps, of order 2, is all that is left (module's docstring).
+        steps, of a lower order, is all that is left (module's docstring).
     adaptive: whether the terms from the third on enter by the weights of the module's docstring, or in full.
-    corrected: whether a step corrects the one before it. Then it starts from earlier states, and no corrector may move
-        them in between (``PredictorCorrector``). Without, this is exponential Adams-Bashforth.
+    corrected: whether each step corrects the one before it, if there are at least 5. A step starts from earlier states
+        then, and none may be moved in between (``PredictorCorrector``). Without, this is exponential Adams-Bashforth.
     data_std: c. 0: data prediction; infinity: noise prediction.
     knee: sigma / alpha above which the interpolated function is damped; infinity: nowhere. Noise prediction needs that,
         and no corrections: y itself is carried on then, of the size of the noise at the start.
@@ -170,7 +170,7 @@ class ExponentialAdams(GridSampler):
         now = torch.addcmul(own.kept[0] * x0, own.kept[1], eps).flatten(1)  # F, which is phi_0
         u, phi, energy, before = carry or (None, now.new_zeros(len(own.beta), *now.shape), now.new_zeros(()), eps)
         phi = torch.cat((now[None], now - (own.beta * phi).cumsum(0)))
-        if carry and self.corrected:
+        if carry and self.corrected and self.steps >= _FEWEST:
             u = torch.addcmul(u + (own.back * phi).sum(0), own.close, eps.flatten(1))
         else:
             u = own.start * x.flatten(1)

@@ -150,6 +150,13 @@ def test_a_lower_order_uses_fewer_nodes(order):
             check_recursion(ExponentialAdams(12, order=order, data_std=FORMS[form], **FIXED), sde, form)
 
 
+def test_corrections_begin_at_five_steps():
+    model, x_T = mixture(VP()), VP().prior((4, 2)).sample(0, dtype=torch.float64)
+    for steps in (2, 3, 4, 5):
+        found, plain = (ExponentialAdams(steps, corrected=c)(model, x_T=x_T).x for c in (True, False))
+        assert torch.equal(found, plain) == (steps < 5), steps
+
+
 def gate(steps):
     """d_1, d_2, ... of the module's docstring."""
     a = 1.25 * min(1.0, 50 / steps)
@@ -470,7 +477,7 @@ def test_the_first_step_of_encoding_is_ddim_and_then_half_a_step_from_its_end():
     v, levels, ones = 0.3, torch.tensor([0.0, 0.2, 0.3, 0.4], dtype=torch.float64), torch.ones(1, 1).double()
     s = float(levels[1])
     for data_std in (0.0, 1.0):
-        sampler = ExponentialAdams(3, data_std=data_std, knee=math.inf)
+        sampler = ExponentialAdams(5, data_std=data_std, knee=math.inf)
         path = Path(ZERO, levels / (1 + levels))
         plan = sampler.plan(path)
         assert all(bool(part.isfinite().all()) for part in (*plan.kept, *plan[:5], plan.ahead, plan.back, plan.beta))
