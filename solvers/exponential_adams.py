@@ -187,7 +187,7 @@ class ExponentialAdams(GridSampler):
         rise = energy[1:] / energy[:-1].clamp(min=_TINY)
         strict = (_STRICT * min(1.0, _MANY / self.steps)) ** 4
         factors = torch.reciprocal(1 + strict * rise.square())
-        return torch.cat((torch.ones_like(energy[:1]).expand(2, -1, -1), factors)).cumprod(0)
+        return torch.nn.functional.pad(factors, (0, 0, 0, 0, 2, 0), value=1.0).cumprod(0)
 
     def _kept(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """What F multiplies x_0 and eps by, over the larger of 1 and c^2."""
