@@ -6,6 +6,9 @@ from pathlib import Path
 
 from measure import OURS, Record, bests, cases, group
 
+_NUMBERED = re.compile(r"-\d$")
+"""Ends the names of fixed orders: many of a kind."""
+
 
 def draw(records: list[Record], budgets: Iterable[int], path: Path, quality: str) -> None:
     """One column for every case; above against calls, below against processor time."""
@@ -15,7 +18,10 @@ def draw(records: list[Record], budgets: Iterable[int], path: Path, quality: str
     from matplotlib import pyplot
 
     names = cases(records)
-    colours = {}
+    labels = sorted(
+        {f"{r.library}: {r.method}" for r in records if r.library == OURS and not _NUMBERED.search(r.method)}
+    )
+    colours = {label: f"C{i % 10}" for i, label in enumerate(labels)}
     figure, axes = pyplot.subplots(2, len(names), figsize=(3.6 * len(names), 6.6), squeeze=False, sharey="col")
     for column, case in zip(axes.T, names, strict=True):
         curves = _curves(records, case, tuple(budgets))
@@ -45,17 +51,19 @@ def _curves(records: list[Record], case: str, budgets: tuple[int, ...]) -> dict[
 
 
 def _against(axis, curves: dict[str, list[tuple[int, float, float]]], what: str, colours: dict[str, str]) -> None:
-    """``colours`` keeps that of each method from axis to axis."""
+    """``colours`` is by label."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for label, points in curves.items():
         x, y = [p[what == "seconds"] for p in points], [p[2] for p in points]
         if label == "best peer":
             axis.plot(x, y, "k-", lw=2, label=label, zorder=3)
-        elif group(label) == OURS and re.search(r"-\d$", label):  # one of many of a kind
+        elif group(label) == OURS and label not in colours:  # one of many of a kind
             axis.plot(x, y, color="tab:blue", lw=0.5, zorder=2)
         elif group(label) == OURS:
-            colour = colours.setdefault(label, f"C{len(colours)}")
-            axis.plot(x, y, "o-", color=colour, lw=1.5, ms=3, label=label, zorder=4)
+            axis.plot(x, y, "o-", color=colours[label], lw=1.5, ms=3, label=label, zorder=4)
         else:
             axis.plot(x, y, color="0.8", lw=0.7, zorder=1)
     axis.set(xscale="log", yscale="log")
+    axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
     axis.grid(alpha=0.3)
