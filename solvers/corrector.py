@@ -48,7 +48,8 @@ class PredictorCorrector(Sampler):
         if self.predictor.looks_back:
             raise ValueError(
                 f"PredictorCorrector: a step of {type(self.predictor).__name__} starts from earlier states, which a "
-                "corrector would have moved; take a predictor such as EulerMaruyama, Ancestral, DDIM or DPMSolver"
+                "corrector would have moved; take a predictor such as EulerMaruyama, Ancestral, DDIM or "
+                "ExponentialAdams(corrected=False)"
             )
         object.__setattr__(self, "compile", self.compile or self.predictor.compile)
         if self.compile and self.corrector.needs_density:
