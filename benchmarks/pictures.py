@@ -18,11 +18,10 @@ def draw(records: list[Record], budgets: Iterable[int], path: Path, quality: str
     from matplotlib import pyplot
 
     names = cases(records)
-    labels = sorted(
-        {f"{r.library}: {r.method}" for r in records if r.library == OURS and not _NUMBERED.search(r.method)}
-    )
-    colours = {label: f"C{i % 10}" for i, label in enumerate(labels)}
-    figure, axes = pyplot.subplots(2, len(names), figsize=(3.6 * len(names), 6.6), squeeze=False, sharey="col")
+    own = sorted({r.method for r in records if r.library == OURS and not _NUMBERED.search(r.method)})
+    colours = {f"{OURS}: {method}": f"C{i % 10}" for i, method in enumerate(own)}
+    options = {"squeeze": False, "sharey": "col", "layout": "constrained"}
+    figure, axes = pyplot.subplots(2, len(names), figsize=(3.6 * len(names), 6.6), **options)
     for column, case in zip(axes.T, names, strict=True):
         curves = _curves(records, case, tuple(budgets))
         _against(column[0], curves, "nfe", colours)
@@ -31,8 +30,8 @@ def draw(records: list[Record], budgets: Iterable[int], path: Path, quality: str
         column[1].set(xlabel="processor time (s)")
     axes[0, 0].set_ylabel(quality)
     axes[1, 0].set_ylabel(quality)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=6, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    entries, wide = axes[0, 0].get_legend_handles_labels(), min(6, 3 * len(names) // 2)
+    figure.legend(*entries, loc="outside lower center", ncols=wide, fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
@@ -51,17 +50,17 @@ def _curves(records: list[Record], case: str, budgets: tuple[int, ...]) -> dict[
 
 
 def _against(axis, curves: dict[str, list[tuple[int, float, float]]], what: str, colours: dict[str, str]) -> None:
-    """``colours`` is by label."""
+    """``colours`` is by label: of ours, but for those that are many of a kind."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for label, points in curves.items():
         x, y = [p[what == "seconds"] for p in points], [p[2] for p in points]
         if label == "best peer":
             axis.plot(x, y, "k-", lw=2, label=label, zorder=3)
-        elif group(label) == OURS and label not in colours:  # one of many of a kind
-            axis.plot(x, y, color="tab:blue", lw=0.5, zorder=2)
-        elif group(label) == OURS:
+        elif label in colours:
             axis.plot(x, y, "o-", color=colours[label], lw=1.5, ms=3, label=label, zorder=4)
+        elif group(label) == OURS:
+            axis.plot(x, y, color="tab:blue", lw=0.5, zorder=2)
         else:
             axis.plot(x, y, color="0.8", lw=0.7, zorder=1)
     axis.set(xscale="log", yscale="log")
