@@ -248,6 +248,11 @@ def unipc(order):
 
 # Exponential Adams, in y = x / alpha and s = sigma / alpha.
 
+FORMS = {"data": 0.0, "noise": math.inf, "v": 1.0}
+"""The sampler's ``data_std``."""
+FIXED = {"adaptive": False, "knee": math.inf}
+BASHFORTH = {**FIXED, "corrected": False}
+
 
 def predicted(form, s, v):
     """What is interpolated: x_0, eps, or the prediction of the angle's slope, for y = 1."""

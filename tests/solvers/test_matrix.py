@@ -14,6 +14,9 @@ import pytest
 import torch
 from oracles import SDES, ExactNet, gaussian, quick, response
 from recursions import (
+    BASHFORTH,
+    FIXED,
+    FORMS,
     ancestral,
     annealed_langevin,
     correction,
@@ -63,9 +66,6 @@ SNR, N, DRAWS = 0.3, 5, 3
 CHAIN = DDPMChain(linear_betas(N, 0.2, 4.0))
 ANNEALED = AnnealedLangevin(NCSNLevels(geometric_sigmas(5.0, 0.05, N)), 2, 1e-4, "sample")
 CHURN = {"churn": 1.5, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.003}
-FIXED = {"adaptive": False, "knee": math.inf}
-BASHFORTH = {**FIXED, "corrected": False}
-FORMS = {"data": 0.0, "noise": math.inf, "v": 1.0}
 MATRIX = [
     *((EulerMaruyama(N, "log_snr", stochasticity=eta), euler_maruyama(eta)) for eta in (0.0, 0.5, 1.0, 2.0)),
     (ReverseDiffusion(N, "karras"), reverse_diffusion),
