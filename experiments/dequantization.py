@@ -10,15 +10,51 @@ scaling: the uniform density on [low, high]^D has exactly log2 K. Training and e
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sde import Noise
+
+_FIRST = 2**30  # draws apart from those that made the samples and from a divergence's probes, also under the same seed
+
+
+class Drawn(NamedTuple):
+    """x ``(B, ...)``, as the model sees it at t_min, and its log-weight ``(B,)``, nats.
+
+    log P(k) >= E [log p(x) + log_weight]: the weight is log P(k | x) - log q(x | k).
+    """
+
+    x: Tensor
+    log_weight: Tensor
+
+
+class Dequantizer(ABC):
+    """How integer levels are given a density: it owns the levels, their map to x, and the log-determinant."""
+
+    levels: int
+    low: float
+    high: float
+
+    @property
+    def bin_width(self) -> float:
+        """The width of one level in units of x."""
+        return (self.high - self.low) / self.levels
+
+    @abstractmethod
+    def draw(self, k: Tensor, seed: int = 0, number: int = 0, first: int = 0) -> Drawn:
+        """One x for each of the integer levels ``k`` ``(B, ...)``.
+
+        Sample i's draw depends on ``seed``, ``number`` and ``first + i`` alone.
+        """
+
 
 @dataclass(frozen=True)
-class UniformDequantizer:
+class UniformDequantizer(Dequantizer):
     """Maps `levels` integer levels to [low, high) and back. Raises ValueError for a range that float32 can't split."""
 
     levels: int
@@ -34,19 +70,22 @@ class UniformDequantizer:
             expected = f"{self.levels} bins that float32 can tell apart"
             raise ValueError(f"low, high: expected {expected}, found [{self.low}, {self.high}]; widen or centre it.")
 
-    @property
-    def bin_width(self) -> float:
-        """The width of one level in units of x."""
-        return (self.high - self.low) / self.levels
-
     def dequantize(self, k: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Levels k, integers of any shape, to float32 x of that shape, uniform inside each level's bin.
 
         generator: on the device of `k`; None is torch's global one. Raises ValueError for other levels or a float type.
         """
+        return self._placed(k, torch.rand(k.shape, generator=generator, device=k.device))
+
+    def draw(self, k: Tensor, seed: int = 0, number: int = 0, first: int = 0) -> Drawn:
+        u = (Noise(seed, first).words(tuple(k.shape), _FIRST + number, k.device).double() + 0.5) * 2.0**-32
+        weight = self.log_volume(k[0].numel())
+        return Drawn(self._placed(k, u.float()), torch.full((len(k),), weight, device=k.device))
+
+    def _placed(self, k: Tensor, u: Tensor) -> Tensor:
+        """x at the fraction ``u`` of the bin of each level."""
         index = self._checked(k).long()
         edges = self._edges(torch.float32).to(k.device)
-        u = torch.rand(k.shape, generator=generator, device=k.device)
         lower, upper = edges[index], edges[index + 1]
         x = lower + self.bin_width * u
         # Rounding could lift u close to 1 onto the next bin's edge.
