@@ -460,7 +460,7 @@ def test_exponentials_in_both_directions(method, ends):
         ({"steps": 10}, "chooses its own steps"),
         ({"method": "heun3"}, "method must be one of"),
         ({"rtol": -1.0}, "rtol and atol must be positive"),
-        ({"coordinates": "log_snr"}, "coordinates must be one of auto, angle, time, found 'log_snr'"),
+        ({"coordinates": "sigma"}, "coordinates must be one of auto, angle, ratio, log_snr, time, found 'sigma'"),
     ],
 )
 def test_a_wrong_combination_is_refused_before_the_first_call(arguments, message):
