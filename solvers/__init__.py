@@ -7,7 +7,7 @@ from solvers.bridge import DDIM, Ancestral
 from solvers.chains import DDPM, AnnealedLangevin
 from solvers.corrector import Corrector, PredictorCorrector
 from solvers.decoder import DiscretizedGaussian
-from solvers.divergence import Divergence, Exact, Hutchinson
+from solvers.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus, default_divergence
 from solvers.euler import Euler
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.exponential_adams import ExponentialAdams
@@ -15,6 +15,7 @@ from solvers.grids import GRIDS, time_grid
 from solvers.heun import Heun
 from solvers.langevin import Langevin
 from solvers.likelihood import Likelihood, log_likelihood
+from solvers.matched_prior import MatchedPrior, matched_prior
 from solvers.multistep import DPMSolver, UniPC
 from solvers.ode import ODEError
 from solvers.probability_flow import ProbabilityFlow
@@ -42,9 +43,11 @@ __all__ = [
     "ExponentialAdams",
     "GridSampler",
     "Heun",
+    "HutchPlusPlus",
     "Hutchinson",
     "Langevin",
     "Likelihood",
+    "MatchedPrior",
     "ODEError",
     "Output",
     "PredictorCorrector",
@@ -57,8 +60,10 @@ __all__ = [
     "Solver",
     "Step",
     "UniPC",
+    "default_divergence",
     "elbo",
     "log_likelihood",
+    "matched_prior",
     "simulate",
     "time_grid",
 ]
