@@ -97,7 +97,7 @@ class InOnePass(Integration):
 
     def forward(self, model: ScoreModel, x, divergence, directions, prior):
         found = one_pass(model, x, self.steps, divergence, directions)
-        return Transport(*(part.to(x) for part in found.whole)), self._error(found, prior)
+        return Transport(*(part.to(x) for part in found.whole)), self._error(found, prior).to(x)
 
     def _error(self, found: OnePass, prior: LogProb) -> Tensor:
         whole, half = (prior(part.latent) + part.change.mean(1) for part in (found.whole, found.half))

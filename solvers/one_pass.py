@@ -38,7 +38,7 @@ from solvers.path import Path
 from solvers.spectral import differentiation, gauss_radau, interpolation
 
 FEWEST = 8
-_STRICT = 3.0
+_STRICT = 2.5
 
 
 class Transport(NamedTuple):
