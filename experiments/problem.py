@@ -11,7 +11,7 @@ from torch import Tensor
 from experiments.baselines import histogram_log_marginals
 from experiments.build import ConfigError, build
 from experiments.data import Data
-from experiments.dequantization import UniformDequantizer
+from experiments.dequantization import Uniform
 from models import EDMRow, LevelHead, ScoreNetwork
 from models.parametrization import ROWS, Parametrization
 
@@ -21,12 +21,12 @@ class Problem:
     """Data with the convention in which training, sampling and likelihood all see them."""
 
     data: Data
-    dequantizer: UniformDequantizer | None
+    dequantizer: Uniform | None
 
     @classmethod
     def of(cls, data: Data) -> "Problem":
         """Discrete data are dequantized uniformly onto [-1, 1]; continuous data are taken as they are."""
-        return cls(data, UniformDequantizer(data.levels) if data.levels else None)
+        return cls(data, Uniform(data.levels) if data.levels else None)
 
     @property
     def dimensions(self) -> int:
