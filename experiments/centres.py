@@ -1,11 +1,11 @@
 r"""Dequantizers for models that were trained on the centres c_k = low + (k + 1/2) w of the bins.
 
-At t_min such a model's density is a mixture of Gaussians of standard deviation sigma(t_min) at alpha(t_min) c_k. Uniform
-noise does not look like it: with the exact score of a value that is certain, VP at t_min = 1e-5 and 256 levels in
-[-1, 1], it costs 2.0 bits. Two that do, with s = sigma(t_min) and m = alpha(t_min):
+At t_min such a model's density is a mixture of Gaussians of standard deviation s = sigma(t_min) at m c_k,
+m = alpha(t_min). Uniform noise does not look like that: under VP at t_min = 1e-5, for 256 levels in [-1, 1], it costs
+2.0 bits for a value that is certain and an exact score. Two that do:
 
 ``TruncatedNormal``, for the density at t_min (Zheng et al., "Improved techniques for maximum likelihood estimation for
-diffusion ODEs", 2023, section 4.1): x = m c_k + s z, z standard normal on (-tau, tau), tau = m w / (2 s), so that x
+diffusion ODEs", 2023): x = m c_k + s z, z standard normal on (-tau, tau), tau = m w / (2 s), so that x
 fills the bin of its level. q(x | k) is in closed form, and P(k | x) = 1. It costs -log2 erf(tau / sqrt(2)) bits in each
 dimension that is certain: .0001 at t_min = 1e-5, but .36 at 1e-4 and 1.8 at 1e-3. A large sigma(t_min) it does not
 rescue: mass that has left the bin is lost.
@@ -36,15 +36,7 @@ _EPSILON = torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True)
 class _AroundCentres(Dequantizer):
-    """Gaussian noise of standard deviation ``std`` around ``alpha`` times the centres of the bins.
-
-    Parameters
-    ----------
-    levels, low, high: the bins, in units of clean x.
-    std, alpha: sigma(t_min) and alpha(t_min) of the model's process; ``of`` reads them from it.
-
-    Raises ``ValueError`` for bins that float32 can't tell apart, and for a ``std`` that it can't resolve inside a bin.
-    """
+    """Gaussian noise of standard deviation ``std`` around ``alpha`` times the centres of the bins."""
 
     levels: int
     low: float
@@ -83,7 +75,15 @@ class _AroundCentres(Dequantizer):
 
 @dataclass(frozen=True)
 class TruncatedNormal(_AroundCentres):
-    __doc__ = f"{_AroundCentres.__doc__}\n    The noise is truncated to the bin: it is the part of q inside."
+    """x = alpha c_k + std z with z truncated so that x stays in the bin of its level.
+
+    Parameters
+    ----------
+    levels, low, high: the bins, in units of clean x.
+    std, alpha: sigma(t_min) and alpha(t_min) of the model's process; ``TruncatedNormal.of`` reads them from it.
+
+    Raises ``ValueError`` for bins that float32 can't tell apart, and for a ``std`` that it can't resolve.
+    """
 
     def draw(self, k: Tensor, seed: int = 0, number: int = 0, first: int = 0) -> Drawn:
         mean, bins = self._mean(k), self._bins(k, self.alpha)
@@ -108,7 +108,10 @@ class TruncatedNormal(_AroundCentres):
 
 @dataclass(frozen=True)
 class DiscreteDecoder(_AroundCentres):
-    __doc__ = f"{_AroundCentres.__doc__}\n    The noise is Gaussian, and P(k | x) the posterior over the levels."
+    """x = alpha c_k + std z with Gaussian z, and P(k | x) the posterior over the levels.
+
+    Parameters and errors are those of ``TruncatedNormal``; ``DiscreteDecoder.of`` reads std and alpha from a process.
+    """
 
     def draw(self, k: Tensor, seed: int = 0, number: int = 0, first: int = 0) -> Drawn:
         mean = self._mean(k)

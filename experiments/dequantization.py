@@ -57,6 +57,10 @@ class Dequantizer(ABC):
         """The width of one level in units of x."""
         return (self.high - self.low) / self.levels
 
+    def log_volume(self, dimensions: int) -> float:
+        """D log(bin width), nats: log P(k) >= E log p(x) + log_volume(D) for uniform x."""
+        return dimensions * math.log(self.bin_width)
+
     @abstractmethod
     def draw(self, k: Tensor, seed: int = 0, number: int = 0, first: int = 0) -> Drawn:
         """One x for each of the integer levels ``k`` ``(B, ...)``.
@@ -167,10 +171,6 @@ class Uniform(Dequantizer):
         """x at the fraction ``u`` of the bin of each level."""
         bins = self._bins(k)
         return inside(bins[0] + self.bin_width * u, bins)
-
-    def log_volume(self, dimensions: int) -> float:
-        """D log(bin width), nats: log P(k) >= E log p(x) + log_volume(D)."""
-        return dimensions * math.log(self.bin_width)
 
     def bits_per_dim(self, log_prob: Tensor, dimensions: int) -> Tensor:
         """log p(x) in nats per example (any shape) to bits per dimension, for data of `dimensions` dimensions."""

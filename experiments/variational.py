@@ -18,7 +18,6 @@ is. A network's is nearly: then it is the gradient of a neighbouring objective, 
 takes log p from the ODE, remains a bound.
 """
 
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -81,16 +80,11 @@ class Variational(nn.Module, Dequantizer):
     def draw(self, k: Tensor, seed: int = 0, number: int = 0, first: int = 0) -> Drawn:
         with torch.no_grad():
             u, log_q = self(k, uniforms(k, seed, number, first))
-        return Drawn(inside(self.place(k, u), self._bins(k)), self.log_volume - log_q)
+        return Drawn(inside(self.place(k, u), self._bins(k)), self.log_volume(k[0].numel()) - log_q)
 
     def place(self, k: Tensor, u: Tensor) -> Tensor:
         """x at the fraction ``u`` of the bin of each level, in the type of ``u``."""
         return self.low + self.bin_width * (k + u)
-
-    @property
-    def log_volume(self) -> float:
-        """D log(bin width), nats."""
-        return math.prod(self.shape) * math.log(self.bin_width)
 
     def get_extra_state(self) -> dict:
         """The bins and the shape, beside the weights."""
@@ -162,7 +156,7 @@ def _first_time(model: ScoreModel, device: torch.device) -> Tensor:
     t = torch.tensor(model.sde.t_min, device=device)
     if not float(model.sde.sigma(t).detach()) > 0:
         raise ValueError(
-            f"model: expected noise at t_min, where its score is needed, found none in {model.sde}; raise t_min."
+            f"model: expected noise at t_min, where its score is needed; {model.sde} has none: raise t_min."
         )
     return t
 
