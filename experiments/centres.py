@@ -15,8 +15,9 @@ E): x ~ q(x | k) = N(m c_k, s^2), and P(k | x) is the posterior over the levels 
 
     P(k | x) = q(x | k) / sum_j q(x | j).
 
-No mass is lost, and the tails of the Gaussian reach into other bins. (``solvers.DiscretizedGaussian`` is another
-decoder, of a chain's last step, whose mean the network gives.)
+No mass is lost, but neighbours are confused: a dimension that is certain costs .0004 bits at t_min = 1e-5, .75 at 1e-4
+and 2.5 at 1e-3, less with importance weighting. (``solvers.DiscretizedGaussian`` is another decoder, of a chain's last
+step, whose mean the network gives.)
 """
 
 import math

@@ -60,6 +60,8 @@ class Variational(nn.Module, Dequantizer):
     ):
         super().__init__()
         require_count(layers, "Variational: layers")
+        if not shape or min(shape) < 1:
+            raise ValueError(f"shape: expected that of one sample, (D,) or (C, ...), found {tuple(shape)}.")
         self.levels, self.low, self.high, self.shape = levels, low, high, tuple(shape)
         self._check_bins()
         self.nets = nn.ModuleList(net((2 * shape[0], *shape[1:])) for _ in range(layers))

@@ -239,7 +239,7 @@ def test_what_it_costs_a_truncated_normal(t_min, bits):
     assert error < 1e-12 and found == pytest.approx(-math.log2(dequantizer.mass), abs=1e-9)
 
 
-@pytest.mark.parametrize(("t_min", "bits"), [(1e-5, 0.0005), (1e-4, 0.75), (1e-3, 2.47)])
+@pytest.mark.parametrize(("t_min", "bits"), [(1e-5, 0.0004), (1e-4, 0.75), (1e-3, 2.47)])
 def test_what_it_costs_a_decoder(t_min, bits):
     """E log2 of the shares of all levels in units of the true one's: more than the mass that the bin has lost."""
     sde = VP(t_min=t_min)
@@ -311,11 +311,9 @@ def test_the_decoder_s_posterior_is_exact_for_the_most_extreme_draws():
     for dequantizer in AROUND[3:]:
         for z in (-6.8, 6.8):
             expected = (-0.5 * (z - apart.double() * dequantizer.spacing).square()).log_softmax(1)
+            expected = expected.gather(1, k[:, None]).squeeze(1)
             found = dequantizer._log_posterior(k, torch.full((5,), z, dtype=torch.float64))
-            assert torch.allclose(found, expected.gather(1, k[:, None]).squeeze(1), rtol=1e-12, atol=0), (
-                dequantizer,
-                z,
-            )
+            assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14), (dequantizer, z)
 
 
 def test_both_are_read_off_a_process():
