@@ -80,9 +80,10 @@ class Variational(nn.Module, Dequantizer):
         return torch.sigmoid(h), per_sample(_log_logistic(start) - _log_logistic(h) - change)
 
     def draw(self, k: Tensor, seed: int = 0, number: int = 0, first: int = 0) -> Drawn:
+        bins = self._bins(k)
         with torch.no_grad():
             u, log_q = self(k, uniforms(k, seed, number, first))
-        return Drawn(inside(self.place(k, u), self._bins(k)), self.log_volume(k[0].numel()) - log_q)
+        return Drawn(inside(self.place(k, u), bins), self.log_volume(k[0].numel()) - log_q)
 
     def place(self, k: Tensor, u: Tensor) -> Tensor:
         """x at the fraction ``u`` of the bin of each level, in the type of ``u``."""
@@ -100,10 +101,10 @@ class Variational(nn.Module, Dequantizer):
             )
 
     def _between(self, k: Tensor) -> Tensor:
-        """Levels as numbers in (-1, 1), in the networks' type. Raises ValueError for another shape or other levels."""
+        """Levels as numbers in (-1, 1), in the networks' type. Raises ValueError for another shape."""
         if tuple(k.shape[1:]) != self.shape:
             raise ValueError(f"k: expected the shape (B, {', '.join(map(str, self.shape))}), found {tuple(k.shape)}.")
-        return ((2 * self._checked(k).double() + 1) / self.levels - 1).to(next(self.parameters()).dtype)
+        return ((2 * k.double() + 1) / self.levels - 1).to(next(self.parameters()).dtype)
 
     @staticmethod
     def _layer(net: nn.Module, given: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +130,7 @@ def train_dequantizer(
     infinite, and ``RuntimeError`` when training has diverged.
     """
     require_count(steps, "train_dequantizer: steps")
-    t = _first_time(model, images.device)
+    t = _first_time(model, dequantizer._checked(images).device)
     optimizer = torch.optim.Adam(dequantizer.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     dequantizer.train()

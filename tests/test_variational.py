@@ -154,6 +154,8 @@ def test_what_can_t_work_is_refused():
         flow.draw(torch.zeros(3, 5, dtype=torch.long))
     with pytest.raises(ValueError, match=r"levels 0\.\.7, found 0\.\.8"):
         flow.draw(k + torch.tensor([0, 8]))
+    with pytest.raises(ValueError, match=r"levels 0\.\.7, found 0\.\.8"):
+        train_dequantizer(flow, tilted(), k + torch.tensor([0, 8]), steps=1)
     with pytest.raises(ValueError, match="layers must be"):
         Variational(LEVELS, -1.0, 1.0, (2,), SMALL, layers=0)
     with pytest.raises(ValueError, match=r"shape: expected that of one sample.*found \(\)"):

@@ -82,7 +82,7 @@ def test_a_checkpoint_that_does_not_say_is_uniform(tmp_path, trained):
     del convention["dequantization"]
     torch.save(content | {"convention": json.dumps(convention)}, tmp_path / "old.pt")
     loaded(tmp_path / "old.pt", tmp_path / "a")
-    with pytest.raises(ConfigError, match="this run has .*centres"):
+    with pytest.raises(ConfigError, match=r"this run has .*centres"):
         loaded(tmp_path / "old.pt", tmp_path / "b", "dequantization=centres")
     continuous = convention | {"levels": None, "range": None, "shape": [2]}
     model = build_model(configuration(*SMALL), continuous)
