@@ -5,13 +5,13 @@ m = alpha(t_min). Uniform noise does not look like that: under VP at t_min = 1e-
 2.0 bits for a value that is certain and an exact score. Two that do:
 
 ``TruncatedNormal``, for the density at t_min (Zheng et al., "Improved techniques for maximum likelihood estimation for
-diffusion ODEs", 2023): x = m c_k + s z, z standard normal on (-tau, tau), tau = m w / (2 s), so that x
-fills the bin of its level. q(x | k) is in closed form, and P(k | x) = 1. It costs -log2 erf(tau / sqrt(2)) bits in each
-dimension that is certain: .0001 at t_min = 1e-5, but .36 at 1e-4 and 1.8 at 1e-3. A large sigma(t_min) it does not
-rescue: mass that has left the bin is lost.
+diffusion ODEs", 2023): x = m c_k + s z, z standard normal on (-tau, tau), tau = m w / (2 s), so that x fills the bin
+of its level. q(x | k) is in closed form, and P(k | x) = 1. It costs -log2 erf(tau / sqrt(2)) bits in each dimension
+that is certain: .0001 at t_min = 1e-5, but .36 at 1e-4 and 1.8 at 1e-3. A large sigma(t_min) it does not rescue: mass
+that has left the bin is lost.
 
-``DiscreteDecoder``, the reconstruction term of variational diffusion models (Kingma et al. 2021, eq. 13-14 and appendix
-E): x ~ q(x | k) = N(m c_k, s^2), and P(k | x) is the posterior over the levels under equal prior probabilities,
+``DiscreteDecoder``, the reconstruction term of variational diffusion models (Kingma et al., 2021):
+x ~ q(x | k) = N(m c_k, s^2), and P(k | x) is the posterior over the levels under equal prior probabilities,
 
     P(k | x) = q(x | k) / sum_j q(x | j).
 

@@ -2,12 +2,13 @@ r"""From integer levels to a density, and from nats back to bits per dimension.
 
 Level k of K owns the bin [low + k w, low + (k + 1) w) of width w = (high - low)/K. A dequantizer draws x ~ q(x | k),
 and P(k | x) says what level x is taken for; for a density p on x, Jensen's inequality gives (Theis, van den Oord and
-Bethge 2016, eq. 1-6; Ho et al. 2019, "Flow++", eq. 12; Kingma et al. 2021, eq. 13)
+Bethge 2016, eq. 1-6, for uniform x; Ho et al., "Flow++", 2019, for any in the bin)
 
     log P(k) >= E_q [log p(x) + log P(k | x) - log q(x | k)],
 
 and the bracket without its first term is the draw's log-weight. The average of K draws inside the logarithm is a
-tighter bound, which grows with K to log P(k) itself (Burda, Grosse and Salakhutdinov 2016, eq. 8-9).
+tighter bound, which grows with K to log P(k) itself (Burda, Grosse and Salakhutdinov 2016, theorem 1; Hoogeboom, Cohen
+and Tomczak, "Learning discrete distributions by dequantization", 2020).
 
 ``Uniform`` is x = low + w (k + u) with u uniform on [0, 1), of log-weight D log w: -(log p(x) + D log w)/(D log 2) are
 bits per dimension whatever the scaling, and the uniform density on [low, high]^D has exactly log2 K. The others are in

@@ -1,12 +1,12 @@
 r"""Variational dequantization: a small flow learns where in its bin a value is least unlikely.
 
-x = low + w (k + u), u ~ q(u | k) (Ho et al. 2019, "Flow++", eq. 10-12), and
+x = low + w (k + u), u ~ q(u | k) (Ho et al., "Flow++", 2019), and
 
     log P(k) >= E_q [log p(x) + D log w - log q(u | k)].
 
-u comes from uniform v through its logit h = log(v / (1 - v)): coupling layers (Dinh et al. 2017, eq. 7-8) shift and
-scale every second value of h, by networks that see k and the other values, and u = sigmoid(h). Zero-initialised
-networks leave v as it is: training starts at the uniform bound.
+u comes from uniform v through its logit h = log(v / (1 - v)): coupling layers (Dinh et al. 2017) shift and scale every
+second value of h, by networks that see k and the other values, and u = sigmoid(h). Zero-initialised networks leave v as
+it is: training starts at the uniform bound.
 
 Training needs no gradient through the ODE of log p. The bound is reparametrised by v, and the derivative of log p(x) is
 the score of p at t_min, which the model gives in one call:
