@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.data import Data
-from experiments.dequantization import UniformDequantizer
+from experiments.dequantization import Uniform
 
 COPIES = 4  # dequantization draws per image, to fit and to evaluate densities
 COMPONENTS = 8
@@ -39,7 +39,7 @@ class Baseline:
     protocol: str
 
 
-def all_baselines(data: Data, dequantizer: UniformDequantizer, seed: int = 0) -> dict[str, Baseline]:
+def all_baselines(data: Data, dequantizer: Uniform, seed: int = 0) -> dict[str, Baseline]:
     """Every baseline that is affordable for `data`, by name; seconds on one core for 8x8 digits.
 
     The mixture is left out beyond 256 dimensions, the autoregressive model beyond a million weights: for such data
@@ -58,7 +58,7 @@ def all_baselines(data: Data, dequantizer: UniformDequantizer, seed: int = 0) ->
     return found
 
 
-def full_covariance_gaussian(data: Data, dequantizer: UniformDequantizer, seed: int = 0) -> Baseline:
+def full_covariance_gaussian(data: Data, dequantizer: Uniform, seed: int = 0) -> Baseline:
     """One Gaussian with the exact mean and covariance of the dequantized training data; a bound, as any density.
 
     The covariance of uniform noise, w^2/12 on the diagonal, keeps it regular where pixels are always blank.
@@ -71,7 +71,7 @@ def full_covariance_gaussian(data: Data, dequantizer: UniformDequantizer, seed: 
     return _baseline(bits, "moments of the dequantized training data; dequantization bound")
 
 
-def gaussian_mixture(data: Data, dequantizer: UniformDequantizer, seed: int = 0) -> Baseline:
+def gaussian_mixture(data: Data, dequantizer: Uniform, seed: int = 0) -> Baseline:
     """Eight Gaussians with full covariances, fitted by EM to dequantized training data; a bound, as any density."""
     x = _dequantized(data.train, dequantizer, seed).numpy()
     unit = (dequantizer.high - dequantizer.low) ** 2 / 4
@@ -197,15 +197,13 @@ def _fit_mixture(x: np.ndarray, regularisation: float, seed: int) -> LogProb:
     return lambda x: torch.from_numpy(model.score_samples(x.numpy()))
 
 
-def _dequantized(k: Tensor, dequantizer: UniformDequantizer, seed: int) -> Tensor:
+def _dequantized(k: Tensor, dequantizer: Uniform, seed: int) -> Tensor:
     """COPIES draws of each of N examples, one after another: (COPIES N, D) float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([dequantizer.dequantize(k, generator) for _ in range(COPIES)]).flatten(1).double()
 
 
-def _density_bits(
-    log_prob: Callable[[Tensor], Tensor], k: Tensor, dequantizer: UniformDequantizer, seed: int
-) -> Tensor:
+def _density_bits(log_prob: Callable[[Tensor], Tensor], k: Tensor, dequantizer: Uniform, seed: int) -> Tensor:
     """Bits per dimension (N,) of levels (N, ...) under a density, the mean over dequantization draws."""
     x = _dequantized(k, dequantizer, seed)
     return dequantizer.bits_per_dim(log_prob(x), x.shape[1]).view(COPIES, -1).mean(dim=0)

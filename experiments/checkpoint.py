@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.dequantization import Uniform
 from experiments.problem import build_model
 from experiments.run import replacing
 from models import ScoreNetwork
@@ -53,6 +54,8 @@ def load(path: str | None, device: torch.device) -> tuple[ScoreNetwork, dict[str
     file = find(path)
     content = _read(file)
     convention = json.loads(content["convention"])
+    # Checkpoints that don't say so are of uniformly dequantized data.
+    convention.setdefault("dequantization", Uniform.trained_on if convention["levels"] else None)
     model = build_model(json.loads(content["config"]), convention)
     try:
         model.load_state_dict(content["ema"])

@@ -1,6 +1,7 @@
 """What is to be modelled: data, their map to continuous x, and the score model that fits both."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +12,42 @@ from torch import Tensor
 from experiments.baselines import histogram_log_marginals
 from experiments.build import ConfigError, build
 from experiments.data import Data
-from experiments.dequantization import UniformDequantizer
+from experiments.dequantization import Dequantizer, Uniform
 from models import EDMRow, LevelHead, ScoreNetwork
 from models.parametrization import ROWS, Parametrization
+
+TRAINED_ON: dict[str, Callable[[Uniform, Tensor, torch.Generator | None], Tensor]] = {
+    "uniform": Uniform.dequantize,
+    "centres": lambda bins, k, generator: bins.centres(k),
+}
+"""How levels become the x that a model is trained on, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Data with the convention in which training, sampling and likelihood all see them."""
+    """Data with the convention in which training, sampling and likelihood all see them.
+
+    dequantizer: the bins of discrete data. trained_on: what is made of them for training, "uniform" or "centres".
+    Both are None for continuous data.
+    """
 
     data: Data
-    dequantizer: UniformDequantizer | None
+    dequantizer: Uniform | None
+    trained_on: str | None
 
     @classmethod
-    def of(cls, data: Data) -> "Problem":
-        """Discrete data are dequantized uniformly onto [-1, 1]; continuous data are taken as they are."""
-        return cls(data, UniformDequantizer(data.levels) if data.levels else None)
+    def of(cls, data: Data, dequantization: str = "uniform") -> "Problem":
+        """Discrete data are mapped onto [-1, 1], uniformly or to their bins' centres; continuous ones stay as they are.
+
+        Raises ``ConfigError`` for another name, and for centres of continuous data.
+        """
+        if dequantization not in TRAINED_ON:
+            raise ConfigError(f"dequantization must be one of {', '.join(TRAINED_ON)}, found {dequantization!r}")
+        if data.levels:
+            return cls(data, Uniform(data.levels), dequantization)
+        if dequantization != Uniform.trained_on:
+            raise ConfigError(f"dequantization={dequantization} needs data of known levels; {data.name} are continuous")
+        return cls(data, None, None)
 
     @property
     def dimensions(self) -> int:
@@ -34,18 +55,40 @@ class Problem:
         return math.prod(self.data.shape)
 
     def x(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Continuous x of data values, with fresh dequantization noise for discrete ones."""
-        return self.dequantizer.dequantize(values, generator) if self.dequantizer else values
+        """Continuous x of data values as training sees them: of discrete ones with fresh noise, or their centres."""
+        return TRAINED_ON[self.trained_on](self.dequantizer, values, generator) if self.dequantizer else values
+
+    @property
+    def noise_width(self) -> float | None:
+        """The width of the uniform noise in x, None where there is none."""
+        return self.dequantizer.bin_width if self.trained_on == Uniform.trained_on else None
+
+    def check(self, dequantizer: Dequantizer) -> None:
+        """Refuse to evaluate with a dequantizer for other bins, or for models trained on other x.
+
+        Raises ``ConfigError``.
+        """
+        bins = ("levels", "low", "high")
+        expected, found = ([getattr(d, name, None) for name in bins] for d in (self.dequantizer, dequantizer))
+        if expected != found:
+            raise ConfigError(f"dequantizer: expected levels, low, high of the data, {expected}, found {found}")
+        if dequantizer.trained_on != self.trained_on:
+            raise ConfigError(
+                f"dequantizer: {type(dequantizer).__name__} is for models trained with dequantization="
+                f"{dequantizer.trained_on}, and here it is {self.trained_on}: the number would mean nothing; "
+                f"take a dequantizer for {self.trained_on}, or train with dequantization={dequantizer.trained_on}"
+            )
 
     def convention(self) -> dict[str, Any]:
         """What a checkpoint must share with the data that it is evaluated on."""
         range_ = [self.dequantizer.low, self.dequantizer.high] if self.dequantizer else None
-        return {"name": self.data.name, "shape": list(self.data.shape), "levels": self.data.levels, "range": range_}
+        data = {"name": self.data.name, "shape": list(self.data.shape), "levels": self.data.levels}
+        return data | {"range": range_, "dequantization": self.trained_on}
 
 
 def load_problem(config: DictConfig) -> Problem:
-    """The data set that the configuration names."""
-    return Problem.of(build(config.data, where="data"))
+    """The data set that the configuration names, in its convention."""
+    return Problem.of(build(config.data, where="data"), config.dequantization)
 
 
 def device_of(name: str) -> torch.device:
@@ -61,22 +104,41 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def level_head(shape: tuple[int, ...], levels: int | None, train: Tensor | None = None) -> LevelHead:
+def level_head(
+    shape: tuple[int, ...], levels: int | None, train: Tensor | None = None, dequantization: str | None = None
+) -> LevelHead:
     """The level head of data with known levels; its marginals from ``train``, or to be loaded from a checkpoint."""
     if not levels:
         raise ConfigError(
             f"parametrization=levels needs data of known levels; these are continuous: use one of {', '.join(ROWS)}"
         )
+    if dequantization not in (None, Uniform.trained_on):
+        raise ConfigError(
+            f"parametrization=levels is the score of uniform bins, found dequantization={dequantization}: use "
+            f"dequantization={Uniform.trained_on}, or parametrization=v"
+        )
     marginals = histogram_log_marginals(train, levels) if train is not None else torch.zeros(levels, *shape)
     return LevelHead(marginals)
 
 
-def row(name: str, shape: tuple[int, ...], levels: int | None, train: Tensor | None = None) -> Parametrization:
+def row(
+    name: str,
+    shape: tuple[int, ...],
+    levels: int | None,
+    train: Tensor | None = None,
+    dequantization: str | None = None,
+) -> Parametrization:
     """A parametrization by a row, by its name; the data play no part."""
     return ROWS[name]()
 
 
-def edm_row(data_std: float, shape: tuple[int, ...], levels: int | None, train: Tensor | None = None) -> EDMRow:
+def edm_row(
+    data_std: float,
+    shape: tuple[int, ...],
+    levels: int | None,
+    train: Tensor | None = None,
+    dequantization: str | None = None,
+) -> EDMRow:
     """EDM's preconditioning for data of the standard deviation ``data_std``."""
     return EDMRow(data_std)
 
@@ -92,6 +154,7 @@ def build_model(config: DictConfig | dict, convention: dict[str, Any], train: Te
         shape=shape,
         levels=levels,
         train=train,
+        dequantization=convention.get("dequantization"),
     )
     net = build(config.net, where="net", allowed=("models.",), shape=shape, outputs=head.outputs)
     return ScoreNetwork(net, build(config.sde, where="sde", allowed=("sde.",)), head)

@@ -56,6 +56,7 @@ class Config:
     train: Train = field(default_factory=Train)
     likelihood: LikelihoodSettings = field(default_factory=LikelihoodSettings)
     compare: Compare = field(default_factory=Compare)
+    dequantization: str = "uniform"
     seed: int = 0
     device: str = "auto"
     checkpoint: str | None = None

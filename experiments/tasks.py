@@ -44,8 +44,7 @@ class Session:
     def diagnose(self, sde: GaussianSDE) -> None:
         """Log what the ends of time of ``sde`` cost these data, each warning once, and note the numbers."""
         x = self.problem.x(self.problem.data.train[:_FEW], torch.Generator().manual_seed(self.config.seed))
-        width = self.problem.dequantizer.bin_width if self.problem.dequantizer else None
-        found = diagnose(sde, x, width, quiet=True)
+        found = diagnose(sde, x, self.problem.noise_width, quiet=True)
         for sentence in found.warnings:
             if sentence not in self.warned:
                 log.warning(sentence)
@@ -94,7 +93,7 @@ def sample(config: DictConfig, run: Run) -> None:
 def likelihood(config: DictConfig, run: Run) -> None:
     """Evaluate the log-likelihood of the test split under a checkpoint."""
     session = Session(config, run)
-    evaluation.checked_divergence(config.likelihood)
+    check_likelihood(session)
     evaluate_likelihood(session, load_model(session))
     session.close()
 
@@ -112,7 +111,7 @@ def everything(config: DictConfig, run: Run) -> None:
     session = Session(config, run)
     check_training(session)
     check_comparison(session)
-    evaluation.checked_divergence(config.likelihood)
+    check_likelihood(session)
     model = training.train(config, session.problem, session.device, run)
     session.figures += pictures.of_training(run)
     log.info("comparing samplers")
@@ -154,6 +153,13 @@ def check_comparison(session: Session) -> None:
     settings = session.config.compare
     comparison.check(settings)
     list(comparison.budgeted(comparison.build_solvers(session.config), list(settings.budgets)))
+
+
+def check_likelihood(session: Session) -> None:
+    """Refuse settings of the likelihood that can't work, and a dequantizer that the data's convention rules out."""
+    evaluation.checked_divergence(session.config.likelihood)
+    if session.problem.dequantizer:
+        session.problem.check(session.problem.dequantizer)
 
 
 def load_model(session: Session) -> ScoreModel:

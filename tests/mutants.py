@@ -32,6 +32,10 @@ ADAMS = (
     "polynomial or recurrence or fixed_order and VP or gates_are and 12-VP or half_a_step",
 )
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
+DEQUANTIZATION = ("tests/test_dequantization.py", "-k", "not round_trip and not extreme_draws_stay")
+IMPORTANCE = ("tests/test_importance.py", "-k", "equal or average")
+VARIATIONAL = ("tests/test_variational.py", "-k", "starts or jacobian or gradient")
+CONVENTION = ("tests/experiments/test_convention.py", "-k", "every_dequantizer or not_say")
 
 
 class Mutant(NamedTuple):
@@ -432,6 +436,104 @@ MUTANTS = [
         "1 + strict * rise.square()",
         "1 + strict * rise",
         ADAMS,
+    ),
+    Mutant(
+        "importance weighting without -log K",
+        "experiments/dequantization.py",
+        ".exp().mean(0).log()",
+        ".exp().sum(0).log()",
+        IMPORTANCE,
+    ),
+    Mutant(
+        "log-determinant with the wrong sign",
+        "experiments/dequantization.py",
+        "return dimensions * math.log(self.bin_width)",
+        "return -dimensions * math.log(self.bin_width)",
+        DEQUANTIZATION,
+    ),
+    Mutant(
+        "dequantization noise of the place in the batch",
+        "experiments/dequantization.py",
+        "Noise(seed, first).words",
+        "Noise(seed).words",
+        DEQUANTIZATION,
+    ),
+    Mutant(
+        "the same dequantization again and again",
+        "experiments/dequantization.py",
+        "FIRST_DRAW + number",
+        "FIRST_DRAW",
+        DEQUANTIZATION,
+    ),
+    Mutant(
+        "truncated normal with the density of the whole one",
+        "experiments/centres.py",
+        " - math.log(self.mass)",
+        "",
+        DEQUANTIZATION,
+    ),
+    Mutant(
+        "noise around centres without alpha",
+        "experiments/centres.py",
+        "return self.alpha * self.centres(k, torch.float64)",
+        "return self.centres(k, torch.float64)",
+        DEQUANTIZATION,
+    ),
+    Mutant(
+        "decoder without the levels below",
+        "experiments/centres.py",
+        "for m in (-distance, distance)",
+        "for m in (distance,)",
+        DEQUANTIZATION,
+    ),
+    Mutant(
+        "decoder with levels that are not there",
+        "experiments/centres.py",
+        "(k + m >= 0) & (k + m < self.levels)",
+        "(k + m >= 0)",
+        DEQUANTIZATION,
+    ),
+    Mutant(
+        "decoder of the nearest levels alone",
+        "experiments/centres.py",
+        "math.ceil(_REACH / self.spacing)",
+        "math.ceil(6 / self.spacing)",
+        DEQUANTIZATION,
+    ),
+    Mutant(
+        "dequantizing flow with its Jacobian upside down",
+        "experiments/variational.py",
+        "_log_logistic(h) - change)",
+        "_log_logistic(h) + change)",
+        VARIATIONAL,
+    ),
+    Mutant(
+        "dequantizer trained against the score",
+        "experiments/variational.py",
+        "return log_q - per_sample(score * x)",
+        "return log_q + per_sample(score * x)",
+        VARIATIONAL,
+    ),
+    Mutant(
+        "dequantizer trained without its entropy",
+        "experiments/variational.py",
+        "return log_q - per_sample(score * x)",
+        "return -per_sample(score * x)",
+        VARIATIONAL,
+    ),
+    Mutant(
+        "uniform noise on a model of centres",
+        "experiments/problem.py",
+        "if dequantizer.trained_on != self.trained_on:",
+        "if False:",
+        CONVENTION,
+    ),
+    Mutant(
+        "checkpoints that don't say are of centres",
+        "experiments/checkpoint.py",
+        'convention.setdefault("dequantization", Uniform.trained_on if',
+        'convention.setdefault("dequantization", "centres" if',
+        CONVENTION,
     ),
 ]
 

@@ -14,7 +14,7 @@ from experiments.baselines import (
     pixel_histogram,
 )
 from experiments.data import Data, digits
-from experiments.dequantization import UniformDequantizer
+from experiments.dequantization import Uniform
 
 
 def toy(n=6000, seed=0) -> Data:
@@ -31,7 +31,7 @@ def entropy(*probabilities):
 
 
 def test_digits_baselines_are_the_documented_ones():
-    found = all_baselines(digits(), UniformDequantizer(17))
+    found = all_baselines(digits(), Uniform(17))
     bits = {name: baseline.bits_per_dim for name, baseline in found.items()}
     expected = {"uniform": 4.087, "full_covariance_gaussian": 2.938, "pixel_histogram": 2.436}
     for name, value in expected.items():
@@ -45,7 +45,7 @@ def test_digits_baselines_are_the_documented_ones():
 def test_density_baselines_do_not_depend_on_the_scaling():
     data = digits()
     for baseline in (full_covariance_gaussian, gaussian_mixture):
-        one, other = (baseline(data, UniformDequantizer(17, *ends)) for ends in ((-1.0, 1.0), (0.0, 5.0)))
+        one, other = (baseline(data, Uniform(17, *ends)) for ends in ((-1.0, 1.0), (0.0, 5.0)))
         assert one.bits_per_dim == pytest.approx(other.bits_per_dim, abs=2e-3), baseline.__name__
 
 
@@ -118,10 +118,10 @@ def test_large_images_get_the_affordable_baselines():
     generator = torch.Generator().manual_seed(0)
     splits = {name: torch.randint(0, 4, (20, 1, 20, 20), generator=generator) for name in ("train", "test")}
     data = Data("large", **splits, validation=splits["test"], levels=4)
-    found = all_baselines(data, UniformDequantizer(4))
+    found = all_baselines(data, Uniform(4))
     assert list(found) == ["uniform", "full_covariance_gaussian", "pixel_histogram"]
 
 
 def test_refuses_other_levels():
     with pytest.raises(ValueError, match="expected the data's levels, 17, found 256"):
-        all_baselines(digits(), UniformDequantizer(256))
+        all_baselines(digits(), Uniform(256))

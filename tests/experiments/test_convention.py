@@ -1,0 +1,124 @@
+"""What a model was trained on travels with it, and nothing that doesn't fit it is evaluated."""
+
+import json
+
+import pytest
+import torch
+from configurations import configuration
+
+from experiments import checkpoint, tasks, training
+from experiments.build import ConfigError
+from experiments.centres import DiscreteDecoder, TruncatedNormal
+from experiments.data import digits, mixture2d
+from experiments.dequantization import Uniform
+from experiments.problem import Problem, build_model
+from experiments.run import Run
+from experiments.variational import Variational
+from sde import VP
+
+SMALL = ("net=mlp", "net.width=8", "net.depth=1", "parametrization=v", "train.steps=2", "train.batch_size=8")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folders of two models trained, hardly, in either convention."""
+    folders = {}
+    for name in ("uniform", "centres"):
+        folders[name] = tmp_path_factory.mktemp(name)
+        config = configuration(*SMALL, f"dequantization={name}")
+        training.train(config, Problem.of(digits(), name), CPU, Run(folders[name], "train"))
+    return folders
+
+
+def loaded(folder, run_folder, *overrides):
+    config = configuration(*SMALL, "task=likelihood", f"checkpoint={folder}", *overrides)
+    return tasks.load_model(tasks.Session(config, Run(run_folder, "likelihood")))
+
+
+def test_training_sees_the_centres_of_the_bins_or_all_of_them():
+    k = torch.arange(17)
+    uniform, centred = (Problem.of(digits(), name) for name in ("uniform", "centres"))
+    assert torch.allclose(centred.x(k), -1 + (2 * k + 1) / 17) and torch.equal(centred.x(k), centred.x(k))
+    assert not torch.isclose(uniform.x(k), uniform.x(k)).any()
+    for problem in (uniform, centred):
+        assert torch.equal(problem.dequantizer.quantize(problem.x(k)).long(), k)
+    batch = next(training.batches(centred, 4, CPU, torch.Generator().manual_seed(0)))
+    assert torch.equal(centred.x(centred.dequantizer.quantize(batch)), batch)
+
+
+def test_the_convention_says_which():
+    conventions = [Problem.of(digits(), name).convention() for name in ("uniform", "centres")]
+    assert [c["dequantization"] for c in conventions] == ["uniform", "centres"]
+    assert Problem.of(digits()).convention() == conventions[0]
+    assert Problem.of(mixture2d(train=5)).convention()["dequantization"] is None
+    assert tasks.load_problem(configuration("dequantization=centres")).trained_on == "centres"
+    assert tasks.load_problem(configuration()).trained_on == "uniform"
+
+
+def test_noise_that_training_does_not_add_is_not_warned_of():
+    assert Problem.of(digits()).noise_width == pytest.approx(2 / 17)
+    assert Problem.of(digits(), "centres").noise_width is None and Problem.of(mixture2d(train=5)).noise_width is None
+
+
+def test_names_that_there_are_not_and_centres_of_nothing_are_refused():
+    with pytest.raises(ConfigError, match="must be one of uniform, centres, found 'gaussian'"):
+        Problem.of(digits(), "gaussian")
+    with pytest.raises(ConfigError, match="needs data of known levels; mixture2d are continuous"):
+        Problem.of(mixture2d(train=5), "centres")
+
+
+def test_a_checkpoint_keeps_its_convention_and_refuses_the_other(tmp_path, trained):
+    for own, other in (("uniform", "centres"), ("centres", "uniform")):
+        assert checkpoint.load(str(trained[own]), CPU)[1]["dequantization"] == own
+        loaded(trained[own], tmp_path / f"{own}-a", f"dequantization={own}")
+        with pytest.raises(ConfigError, match=rf"trained on .*{own}.* this run has .*{other}"):
+            loaded(trained[own], tmp_path / f"{own}-b", f"dequantization={other}")
+
+
+def test_a_checkpoint_that_does_not_say_is_uniform(tmp_path, trained):
+    content = torch.load(trained["uniform"] / "checkpoints" / "last.pt", weights_only=True)
+    convention = json.loads(content["convention"])
+    del convention["dequantization"]
+    torch.save(content | {"convention": json.dumps(convention)}, tmp_path / "old.pt")
+    loaded(tmp_path / "old.pt", tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"this run has .*centres"):
+        loaded(tmp_path / "old.pt", tmp_path / "b", "dequantization=centres")
+    continuous = convention | {"levels": None, "range": None, "shape": [2]}
+    model = build_model(configuration(*SMALL), continuous)
+    content |= {"convention": json.dumps(continuous), "ema": model.state_dict()}
+    torch.save(content, tmp_path / "continuous.pt")
+    assert checkpoint.load(str(tmp_path / "continuous.pt"), CPU)[1]["dequantization"] is None
+
+
+def test_every_dequantizer_is_checked_against_the_convention():
+    around = [kind.of(VP(), 17) for kind in (TruncatedNormal, DiscreteDecoder)]
+    kinds = {"uniform": [Uniform(17), Variational(17, -1.0, 1.0, (1, 8, 8))], "centres": around}
+    for own, other in (("uniform", "centres"), ("centres", "uniform")):
+        problem = Problem.of(digits(), own)
+        for fits in kinds[own]:
+            problem.check(fits)
+        for wrong in kinds[other]:
+            words = rf"{type(wrong).__name__} is for models trained with dequantization={other}, and here it is {own}"
+            with pytest.raises(ConfigError, match=words):
+                problem.check(wrong)
+    for bins in (Uniform(16), Uniform(17, 0.0, 1.0)):
+        with pytest.raises(ConfigError, match=r"expected levels, low, high of the data, \[17, -1.0, 1.0\], found"):
+            Problem.of(digits()).check(bins)
+    with pytest.raises(ConfigError, match=r"\[None, None, None\]"):
+        Problem.of(mixture2d(train=5)).check(Uniform(17))
+
+
+def test_centres_are_not_evaluated_with_uniform_noise(tmp_path):
+    for name in ("everything", "likelihood"):
+        config = configuration(*SMALL, "dequantization=centres", f"checkpoint={tmp_path}")
+        with pytest.raises(ConfigError, match=r"Uniform is for models trained with dequantization=uniform"):
+            getattr(tasks, name)(config, Run(tmp_path / name, name))
+        assert not (tmp_path / name / "checkpoints").exists()
+
+
+def test_the_level_head_is_of_uniform_bins(tmp_path):
+    config = configuration("net=mlp", "dequantization=centres", "parametrization=levels")
+    with pytest.raises(ConfigError, match=r"score of uniform bins, found dequantization=centres: use .*=v"):
+        tasks.check_training(tasks.Session(config, Run(tmp_path, "train")))
+    assert build_model(configuration("net=mlp"), Problem.of(digits()).convention())
