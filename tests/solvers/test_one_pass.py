@@ -14,7 +14,6 @@ from solvers import Exact, Hutchinson, SamplingDiverged, inconsistency, line_lik
 from solvers.one_pass import Rule, one_pass
 from solvers.spectral import differentiation, gauss_radau, interpolation
 
-
 SLOW = pytest.param(dict(rtol=1e-6, atol=1e-6), marks=pytest.mark.slow)
 
 
