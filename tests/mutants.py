@@ -367,15 +367,15 @@ MUTANTS = [
     Mutant(
         "divergence without the last direction",
         "solvers/divergence.py",
-        "return pullback.quadratic(directions, self.chunk).sum(0)[:, None]",
-        "return pullback.quadratic(directions, self.chunk)[:-1].sum(0)[:, None]",
+        "return pullback.trace(directions, self.chunk)[:, None]",
+        "return pullback.trace(directions[:-1], self.chunk)[:, None]",
         DIVERGENCE,
     ),
     Mutant(
         "divergence with the wrong sign",
         "solvers/divergence.py",
-        "keep=i + 1 < len(parts)) * part",
-        "keep=i + 1 < len(parts)) * -part",
+        "(part, self(part, keep=i + 1 < len(parts)))",
+        "(part, -self(part, keep=i + 1 < len(parts)))",
         DIVERGENCE,
     ),
     Mutant(
