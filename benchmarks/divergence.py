@@ -2,11 +2,12 @@
 
     python benchmarks/divergence.py
 
-The field is the probability-flow velocity of a U-Net, or a bare perceptron of three hidden layers: nothing but its
-matrices, the dearest case. Every number is the field and its divergence together, as the likelihood calls them, with the
-parameters frozen. Processor time of one thread: all ways take turns in every round, the ratio is taken within a round,
-and the median over the rounds is shown with the lowest and the highest. With f the forward pass and b a product J^T z
-on its graph, k products cost f + k b; b is about f.
+The field is the probability-flow velocity of a network, or a bare perceptron of three hidden layers: nothing but its
+matrices, the dearest case (a network's features of the noise level are in the forward pass alone). Perceptrons have
+batches of 512. Every number is the field and its divergence together, as the likelihood calls them, with the parameters
+frozen. Processor time of one thread: all ways take turns in every round, the ratio is taken within a round, and the
+median over the rounds is shown with the lowest and the highest. With f the forward pass and b a product J^T z on its
+graph, k products cost f + k b; b is about f.
 
 Everything is measured twice, in processes of their own: with the C library's allocator as it comes, which gives the
 memory of every graph back to the system and asks for it again, page by page, and told to keep it (glibc's variables).
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.report import table
-from models import ScoreNetwork, UNet
+from models import MLP, ScoreNetwork, UNet
 from sde import VP
 from solvers import Divergence, Exact, Hutchinson, HutchPlusPlus
 from solvers.divergence import Field
@@ -72,17 +73,21 @@ def images(batch: int = 8) -> Case:
     return Case(f"U-Net, 1 x 28 x 28, batch {batch}", model, lambda x: model.velocity(x, t), x, ways)
 
 
-def points(size: int, width: int, bar: float, batch: int = 512) -> Case:
-    """A perceptron of three hidden layers."""
+def points(size: int, width: int, bar: float, bare: bool, batch: int = 512) -> Case:
+    """The perceptron of this library, or a ``bare`` one."""
     ways = {
         "1 probe": (Hutchinson(), None),
         "exact": (Exact(), bar),
         f"exact, {size} at a time": (Exact(chunk=size), None),
     }
-    sizes = [size, width, width, width]
-    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.SiLU())]
-    net = _random(nn.Sequential(*layers, nn.Linear(width, size)))
-    return Case(f"MLP, {size}-D, width {width}, batch {batch}", net, net, torch.randn(batch, size), ways)
+    x, t = torch.randn(batch, size), torch.tensor(0.3)
+    title = f"{'bare ' * bare}MLP, {size}-D, width {width}"
+    if bare:
+        layers = [layer for pair in pairwise([size, width, width, width]) for layer in (nn.Linear(*pair), nn.SiLU())]
+        net = _random(nn.Sequential(*layers, nn.Linear(width, size)))
+        return Case(title, net, net, x, ways)
+    model = ScoreNetwork(_random(MLP((size,), width=width)), VP())
+    return Case(title, model, lambda x: model.velocity(x, t), x, ways)
 
 
 def _seconds(call: Callable[[], object], times: int) -> float:
@@ -127,7 +132,8 @@ def here() -> str:
     """The table of this process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    cases = [images(4), images(8), *(points(2, w, 4.0) for w in (128, 256)), *(points(16, w, 18.5) for w in (128, 256))]
+    sizes = [(size, width, bar) for size, bar in ((2, 4.0), (16, 18.5)) for width in (128, 256)]
+    cases = [images(4), images(8), *(points(*size, bare) for bare in (False, True) for size in sizes)]
     lines = [line for case in cases for line in rows(case, measured(case))]
     return table(("field", "way", "forwards", "least .. most", "bar", "held"), lines)
 

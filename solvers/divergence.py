@@ -63,7 +63,7 @@ class Pullback(NamedTuple):
     def trace(self, basis: Tensor, chunk: int) -> Tensor:
         """tr J, ``(B,)``, for ``basis`` the unit vectors in order: one entry of each product, no multiplication."""
         products = enumerate(product for _, product in self.each(basis, chunk))
-        shape = (-1, len(self.x), len(basis))
+        shape = (-1, len(self.x), self.x[0].numel())
         return torch.stack([product.reshape(shape).diagonal(i * chunk, 0, 2).sum(1) for i, product in products]).sum(0)
 
 
