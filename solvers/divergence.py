@@ -17,7 +17,7 @@ the right-hand side of an ODE stays a function. With S the symmetric part of J, 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,17 +45,26 @@ class Pullback(NamedTuple):
     graph: bool
 
     def __call__(self, z: Tensor, keep: bool) -> Tensor:
-        """Products of the shape of ``z``, ``(C, B, ...)``, C at a time; ``keep`` the graph for others to follow."""
-        batched, keep = len(z) > 1, keep or self.graph
+        """Of the shape of ``z``, ``(B, ...)`` or C at a time ``(C, B, ...)``; ``keep`` the graph for others."""
+        batched, keep = z.dim() > self.x.dim(), keep or self.graph
         options = dict(retain_graph=keep, create_graph=self.graph, is_grads_batched=batched, materialize_grads=True)
-        (products,) = torch.autograd.grad(self.value, self.x, z if batched else z[0], **options)
-        return products if batched else products[None]
+        # An expanded unit vector would slow the first multiplication down.
+        return torch.autograd.grad(self.value, self.x, z.contiguous(), **options)[0]
 
-    def quadratic(self, z: Tensor, chunk: int = 1) -> Tensor:
-        """z^T J z, ``(P, B)``, for ``z`` of shape ``(P, B, ...)``, ``chunk`` at a time; the last frees the graph."""
-        parts = z.split(chunk)
-        products = (self(part, keep=i + 1 < len(parts)) * part for i, part in enumerate(parts))
-        return torch.cat([product.flatten(2).sum(2) for product in products])
+    def each(self, z: Tensor, chunk: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """``chunk`` by ``chunk`` of ``z``, ``(P, B, ...)``, with its products; the last frees the graph."""
+        parts = z.unbind() if chunk == 1 else z.split(chunk)
+        return ((part, self(part, keep=i + 1 < len(parts))) for i, part in enumerate(parts))
+
+    def quadratic(self, z: Tensor) -> Tensor:
+        """z^T J z, ``(P, B)``."""
+        return torch.stack([(part * product).flatten(1).sum(1) for part, product in self.each(z)])
+
+    def trace(self, basis: Tensor, chunk: int) -> Tensor:
+        """tr J, ``(B,)``, for ``basis`` the unit vectors in order: one entry of each product, no multiplication."""
+        products = enumerate(product for _, product in self.each(basis, chunk))
+        shape = (-1, len(self.x), self.x[0].numel())
+        return torch.stack([product.reshape(shape).diagonal(i * chunk, 0, 2).sum(1) for i, product in products]).sum(0)
 
 
 class Divergence(ABC):
@@ -74,7 +83,7 @@ class Divergence(ABC):
 
     @abstractmethod
     def estimates(self, pullback: Pullback, directions: Tensor) -> Tensor:
-        """Estimates of the divergence, ``(B, E)``; the last product frees the graph."""
+        """Estimates of the divergence, ``(B, E)``, from its own ``directions``; the last product frees the graph."""
 
     @abstractmethod
     def summary(self, estimates: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -123,7 +132,7 @@ class Exact(Divergence):
         return 1
 
     def estimates(self, pullback: Pullback, directions: Tensor) -> Tensor:
-        return pullback.quadratic(directions, self.chunk).sum(0)[:, None]
+        return pullback.trace(directions, self.chunk)[:, None]
 
     def summary(self, estimates: Tensor) -> tuple[Tensor, Tensor]:
         return estimates[:, 0], torch.zeros_like(estimates[:, 0])
@@ -220,7 +229,7 @@ class HutchPlusPlus(Estimated):
     def _frame(self, pullback: Pullback, directions: Tensor) -> Tensor:
         """Q and the residual's probes, of the shape of ``directions``."""
         pull = pullback._replace(graph=False)
-        sketch = torch.cat([pull(z, keep=True) for z in directions[: self.rank].split(1)])
+        sketch = torch.stack([pull(z, keep=True) for z in directions[: self.rank]])
         basis, probes = torch.linalg.qr(columns(sketch)).Q, columns(directions[self.rank :])
         left = probes - basis @ (basis.mT @ probes)
         left = left * (math.sqrt(left.shape[1] - self.rank) / torch.linalg.vector_norm(left, dim=1, keepdim=True))

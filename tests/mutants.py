@@ -31,11 +31,12 @@ ADAMS = (
     "-k",
     "polynomial or recurrence or fixed_order and VP or gates_are and 12-VP or half_a_step",
 )
-LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
 DEQUANTIZATION = ("tests/test_dequantization.py", "-k", "not round_trip and not extreme_draws_stay")
 IMPORTANCE = ("tests/test_importance.py", "-k", "equal or average")
 VARIATIONAL = ("tests/test_variational.py", "-k", "starts or jacobian or gradient")
 CONVENTION = ("tests/experiments/test_convention.py", "-k", "every_dequantizer or not_say")
+DIVERGENCE = ("tests/solvers/test_divergence.py", "-k", "not 95_percent and not network")
+MATCHED = ("tests/solvers/test_matched_prior.py", "-k", "moments and not exact or leading")
 
 
 class Mutant(NamedTuple):
@@ -90,7 +91,7 @@ MUTANTS = [
         "sde/score.py",
         "expand(at.d_alpha, x) * prediction.x0 + expand(at.d_sigma, x) * prediction.eps",
         "expand(at.d_sigma, x) * prediction.x0 + expand(at.d_alpha, x) * prediction.eps",
-        LIKELIHOOD,
+        DIVERGENCE,
     ),
     Mutant(
         "log-SNR without its factor 2",
@@ -370,16 +371,93 @@ MUTANTS = [
     Mutant(
         "divergence without the last direction",
         "solvers/divergence.py",
-        "return products.sum(0)[:, None]",
-        "return products[:-1].sum(0)[:, None]",
-        LIKELIHOOD,
+        "return pullback.trace(directions, self.chunk)[:, None]",
+        "return pullback.trace(directions[:-1], self.chunk)[:, None]",
+        DIVERGENCE,
     ),
     Mutant(
         "divergence with the wrong sign",
         "solvers/divergence.py",
-        "(gradient * z).flatten(1)",
-        "(-gradient * z).flatten(1)",
-        LIKELIHOOD,
+        "(part, self(part, keep=i + 1 < len(parts)))",
+        "(part, -self(part, keep=i + 1 < len(parts)))",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "standard error of one probe for that of the mean",
+        "solvers/divergence.py",
+        "estimates.std(1) / math.sqrt(count)",
+        "estimates.std(1)",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "orthogonal probes with the error of independent ones",
+        "solvers/divergence.py",
+        "share = 1 - self.probes / pullback.x[0].numel()",
+        "share = 1.0",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "a residual of the length of a whole probe",
+        "solvers/divergence.py",
+        "math.sqrt(left.shape[1] - self.rank)",
+        "math.sqrt(left.shape[1])",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "residual probes that are not projected",
+        "solvers/divergence.py",
+        "left = probes - basis @ (basis.mT @ probes)",
+        "left = probes",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "a divergence whose gradient is lost",
+        "solvers/divergence.py",
+        "with torch.set_grad_enabled(graph):",
+        "with torch.no_grad():",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "orthogonal probes of length 1",
+        "solvers/probes.py",
+        "q * (math.sqrt(size) * r.",
+        "q * (1.0 * r.",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "matched prior without the noise",
+        "solvers/matched_prior.py",
+        "variances = alpha**2 * moments.variances + noise",
+        "variances = alpha**2 * moments.variances + 1e-9",
+        MATCHED,
+    ),
+    Mutant(
+        "matched prior with the mean of the data",
+        "solvers/matched_prior.py",
+        "MatchedPrior(alpha * moments.mean,",
+        "MatchedPrior(moments.mean,",
+        MATCHED,
+    ),
+    Mutant(
+        "matched prior without the density across its axes",
+        "solvers/matched_prior.py",
+        "(residual - along @ axes.mT).square().sum(1) / self.rest",
+        "0 * along.sum(1)",
+        MATCHED,
+    ),
+    Mutant(
+        "all that is left in each of the other axes",
+        "solvers/matched_prior.py",
+        "- variances.sum()) / (size - rank)",
+        "- variances.sum()) / size",
+        MATCHED,
+    ),
+    Mutant(
+        "fewer steps of the subspace than converge",
+        "solvers/matched_prior.py",
+        "_MORE, _POWERS = 10, 8",
+        "_MORE, _POWERS = 10, 1",
+        MATCHED,
     ),
     Mutant(
         "divided differences of the nodes of the step after",

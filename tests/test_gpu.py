@@ -26,6 +26,7 @@ from solvers import (
     ExponentialAdams,
     Heun,
     Hutchinson,
+    HutchPlusPlus,
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
@@ -114,7 +115,10 @@ def test_simulated_paths_and_bounds_are_those_of_the_cpu(sde):
     assert torch.allclose(bounds[0].log_prob, bounds[1].log_prob.cpu(), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(probes=2)], ids=str)
+DIVERGENCES = [Exact(), Exact(chunk=2), Hutchinson(probes=2), Hutchinson(2, "orthogonal"), HutchPlusPlus(4)]
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 def test_likelihoods_are_those_of_the_cpu(divergence):
     model = ScoreNetwork(MLP((2,)), VP())
     torch.nn.init.normal_(model.net.last[-1].weight, std=0.1)
