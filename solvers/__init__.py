@@ -5,14 +5,16 @@ from solvers.base import Output, SamplingDiverged, Solver
 from solvers.bound import Bound, elbo
 from solvers.bridge import DDIM, Ancestral
 from solvers.chains import DDPM, AnnealedLangevin
+from solvers.continuous_bound import continuous_elbo, learned_density
 from solvers.corrector import Corrector, PredictorCorrector
-from solvers.decoder import DiscretizedGaussian
+from solvers.decoder import Decoder, DiscretizedGaussian, LevelPosterior
 from solvers.divergence import Divergence, Exact, Hutchinson
 from solvers.euler import Euler
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.exponential_adams import ExponentialAdams
 from solvers.grids import GRIDS, time_grid
 from solvers.heun import Heun
+from solvers.importance import GaussianReference, LogSNRDensity
 from solvers.langevin import Langevin
 from solvers.likelihood import Likelihood, log_likelihood
 from solvers.multistep import DPMSolver, UniPC
@@ -34,17 +36,21 @@ __all__ = [
     "Bound",
     "Corrector",
     "DPMSolver",
+    "Decoder",
     "DiscretizedGaussian",
     "Divergence",
     "Euler",
     "EulerMaruyama",
     "Exact",
     "ExponentialAdams",
+    "GaussianReference",
     "GridSampler",
     "Heun",
     "Hutchinson",
     "Langevin",
+    "LevelPosterior",
     "Likelihood",
+    "LogSNRDensity",
     "ODEError",
     "Output",
     "PredictorCorrector",
@@ -57,7 +63,9 @@ __all__ = [
     "Solver",
     "Step",
     "UniPC",
+    "continuous_elbo",
     "elbo",
+    "learned_density",
     "log_likelihood",
     "simulate",
     "time_grid",

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde import GaussianChain, Noise, ScoreModel
+from sde import GaussianChain, Noise, Prediction, ScoreModel
 from sde.base import require_count
 from sde.discrete import check_variance
 from solvers.base import counting
@@ -145,12 +145,25 @@ def _plan(model: ScoreModel, x0: Tensor, chain: GaussianChain, variance: str | f
     return _Plan(*(column.to(x0) for column in columns))
 
 
+def prior_divergence(x0: Tensor, alpha: Tensor, sigma: Tensor, prior_std: float) -> Tensor:
+    """KL(N(alpha x_0, sigma^2 I) || N(0, prior_std^2 I)), ``(B,)``; ``alpha`` and ``sigma`` are float64, ``()``."""
+    excess = (sigma / prior_std).square() - 1
+    squares = (alpha.to(x0) / prior_std * x0).square().flatten(1).sum(1)
+    return 0.5 * (squares + x0[0].numel() * (excess - torch.log1p(excess)).to(x0))
+
+
+def pair_error(x0: Tensor, eps: Tensor, pair: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The error of eps_hat times sqrt(alpha^2 + sigma^2) / alpha, without cancellation; shape of ``x0``.
+
+    The errors of a pair obey alpha dx0 + sigma deps = 0. In float32 dx0 is accurate where sigma is large, deps where
+    alpha is; this is made of whichever is.
+    """
+    return (sigma * (x0 - pair.x0) - alpha * (eps - pair.eps)) / torch.hypot(alpha, sigma)
+
+
 def _prior(chain: GaussianChain, x0: Tensor) -> Tensor:
     """L_T, ``(B,)``."""
-    end, unit = chain.steps, chain.prior_std**2
-    excess = chain.sigma(end).square() / unit - 1
-    squares = (chain.alpha(end, x0) * x0).square().flatten(1).sum(1) / unit
-    return 0.5 * (squares + x0[0].numel() * float(excess - torch.log1p(excess)))
+    return prior_divergence(x0, chain.alpha(chain.steps), chain.sigma(chain.steps), chain.prior_std)
 
 
 def _losses(model, x0, chain, plan, decoder, noise, draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,13 +172,11 @@ def _losses(model, x0, chain, plan, decoder, noise, draw) -> tuple[Tensor, Tenso
     for i in range(chain.steps):
         alpha, sigma = plan.alpha[i], plan.sigma[i]
         eps = noise.normal(tuple(x0.shape), draw * chain.steps + i, x0.device, x0.dtype)
-        x0_hat, eps_hat = model.at_level(alpha * x0 + sigma * eps, alpha, sigma, plan.t[i])
+        pair = model.at_level(alpha * x0 + sigma * eps, alpha, sigma, plan.t[i])
         if i == 0:
-            last = _reconstruction(decoder, x0, x0_hat, plan.std)
+            last = _reconstruction(decoder, x0, pair.x0, plan.std)
             continue
-        # The errors obey alpha dx0 + sigma deps = 0. In float32 dx0 is accurate where sigma is large, deps where alpha
-        # is; this is deps times sqrt(alpha^2 + sigma^2) / alpha, from whichever is.
-        error = (sigma * (x0 - x0_hat) - alpha * (eps - eps_hat)) / torch.hypot(alpha, sigma)
+        error = pair_error(x0, eps, pair, alpha, sigma)
         loss = plan.weight[i] * error.square().flatten(1).sum(1) + x0[0].numel() * plan.constant[i]
         total, means = total + loss, [*means, loss.mean()]
     return last, total, torch.stack(means) if means else x0.new_zeros(0)
