@@ -36,7 +36,7 @@ from sde.base import expand, last_time, require_count
 from solvers.base import counting
 from solvers.bound import Bound, pair_error, prior_divergence
 from solvers.decoder import Decoder
-from solvers.importance import GaussianReference, LogSNRDensity
+from solvers.importance import GaussianReference, LogSNRDensity, times
 
 _FLOOR = 0.1
 
@@ -162,7 +162,7 @@ def _plan(sde: GaussianSDE, x0: Tensor, sampling: _Sampling, noise: Noise, numbe
     u = (start[:-1, None] + (words.T.double() + 0.5) * 2.0**-32) / sampling.points
     share, density = sampling.density.quantile(u)
     log_snr = high - (high - low) * torch.cat((torch.zeros_like(share[:1]), share))
-    t = sde.time(log_snr).clamp(max=last_time(sde))
+    t = times(sde, log_snr)
     edges = high - (high - low) * sampling.density.quantile(start / sampling.points)[0]
     weight = (high - low) / (sampling.points * density)
     columns = (t, sde.alpha(t), sde.sigma(t), log_snr, torch.cat((weight[:1], weight)), edges)

@@ -6,8 +6,8 @@ over bins of equal width w that fill [low, high], the outermost open to infinity
 the bin's centre x = low + (j + 1/2) w. The paper's 256 levels at -1 + 2 j / 255 are low = -1 - 1/255,
 high = 1 + 1/255; the uniform dequantizer of the same low, high and levels fills the same bins.
 
-Variational diffusion (Kingma et al., 2021, section 3) has instead the posterior of the level given x_t alone, under equal
-odds for all levels: P(j | x_t) is proportional to q(x_t | x_0 = x_j), whatever the model.
+Variational diffusion (Kingma et al., 2021, section 3) has instead the posterior of the level given x_t alone, under
+equal odds for all levels: P(j | x_t) is proportional to q(x_t | x_0 = x_j), whatever the model.
 """
 
 import math
@@ -79,9 +79,11 @@ class LevelPosterior(Decoder):
         return scaled
 
     def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        k, ends = self.index(x0), torch.arange(self.levels, device=x0.device)
-        distance = (mean.double()[..., None] - self.centres(ends, torch.float64)) / std.double()[..., None]
-        return torch.log_softmax(-0.5 * distance.square(), -1).gather(-1, k[..., None]).squeeze(-1)
+        own = self.centres(self.index(x0), torch.float64)
+        every = self.centres(torch.arange(self.levels, device=x0.device), torch.float64)
+        mean, std = mean.double(), std.double()
+        total = torch.logsumexp(-0.5 * ((mean[..., None] - every) / std[..., None]).square(), -1)
+        return -0.5 * ((mean - own) / std).square() - total
 
 
 @dataclass(frozen=True)
