@@ -36,7 +36,7 @@ from sde.base import expand, last_time, require_count
 from solvers.base import counting
 from solvers.bound import Bound, pair_error, prior_divergence
 from solvers.decoder import Decoder
-from solvers.importance import GaussianReference, LogSNRDensity, times
+from solvers.importance import GaussianReference, LogSNRDensity, referred, times
 
 _FLOOR = 0.1
 
@@ -203,11 +203,8 @@ class _Draw:
         eps, _, pair = self.predict(i)
         alpha, sigma = (expand(c[i], self.x0) for c in (self.plan.alpha, self.plan.sigma))
         error = alpha / torch.hypot(alpha, sigma) * pair_error(self.x0, eps, pair, alpha, sigma)
-        half = 0.5 * error.square().flatten(1).sum(1)
-        if self.sampling.reference is None:
-            return half, torch.zeros_like(half)
-        of_reference, expected = self.sampling.reference.errors(self.x0, eps, self.plan.log_snr[i])
-        return half - of_reference, expected
+        of_reference, expected = referred(self.sampling.reference, self.x0, eps, self.plan.log_snr[i])
+        return 0.5 * error.square().flatten(1).sum(1) - of_reference, expected
 
     def part(self, i: int) -> Tensor:
         """The integral over part i."""

@@ -56,7 +56,7 @@ class LogSNRDensity:
         density = weights / weights.mean()
         ends = density.cumsum(0) / len(density)
         part = torch.searchsorted(ends, u.contiguous(), right=True).clamp(max=len(density) - 1)
-        share = (part + 1) / len(density) - (ends[part] - u) / density[part]
+        share = (part + 1).to(u) / len(density) - (ends[part] - u) / density[part]
         return share, density[part]
 
 
@@ -119,6 +119,13 @@ def times(sde: GaussianSDE, log_snr: Tensor) -> Tensor:
         value, slope = value_and_derivative(sde.log_snr, t)
         t = torch.minimum(torch.maximum(t - (value - log_snr) / slope, earlier), later)
     return t
+
+
+def referred(reference: GaussianReference | None, x0: Tensor, eps: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """``reference.errors`` at ``log_snr`` ``()`` or ``(B,)``, and zeros without any; what to subtract, what to add."""
+    if reference is None:
+        return x0.new_zeros(len(x0)), x0.new_zeros(len(x0))
+    return reference.errors(x0, eps, log_snr.expand(len(x0)))
 
 
 def _half_sum(squares: Tensor) -> Tensor:
