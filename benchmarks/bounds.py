@@ -11,14 +11,19 @@ import argparse
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments.bounds import bounds_table
+from experiments.build import build
+from experiments.checkpoint import load
+from experiments.problem import Problem
 from models import GaussianMixture
 from sde import VE, VP, DDPMChain, GaussianSDE, ScoreModel
 from solvers import Exact, GaussianReference, Hutchinson, learned_density, log_likelihood
 
 RESULTS = Path(__file__).parent / "results"
+DATA = Path(__file__).parents[1] / "conf" / "data"
 STEPS = (25, 100, 1000)
 
 
@@ -50,8 +55,13 @@ def exact(sde: GaussianSDE, samples: int, chains: tuple) -> str:
 
 
 def trained(path: str, samples: int) -> str:
-    """A checkpoint's, on the test split of its own data."""
-    from experiments.build import test_data  # noqa: F401
+    """A checkpoint's, on the test split of the data set that it names."""
+    model, convention, _ = load(path, torch.device("cpu"))
+    problem = Problem.of(build(OmegaConf.load(DATA / f"{convention['name']}.yaml"), where="data"))
+    x0 = problem.x(problem.data.test[:samples], torch.Generator().manual_seed(0))
+    width = problem.dequantizer.bin_width if problem.dequantizer else None
+    divergence = Exact() if problem.dimensions < 10 else Hutchinson(probes=2)
+    return f"{path}: {model.sde}\n{compared(model, x0, divergence, width)}"
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def bounds_table(
     chain_steps: N of chains whose levels are evenly spaced in log-SNR over the process's own range, so that they differ
         from the continuous bound by their steps alone. chains: more chains, such as ``DDPMChain()``.
     bin_width: of uniformly dequantized data: in bits/dim; a ``decoder`` is too; nats otherwise.
-    points, draws, density: as for ``continuous_elbo``; a chain draws each of its levels once. variance: as for ``elbo``.
+    points, draws, density: as for ``continuous_elbo``. variance: as for ``elbo``; a chain draws each level once.
     """
     _check(x0, flow, flow_log_prob, decoder, bin_width)
     reference = None if decoder is not None else GaussianReference.of(x0)

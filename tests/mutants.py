@@ -32,6 +32,7 @@ ADAMS = (
     "polynomial or recurrence or fixed_order and VP or gates_are and 12-VP or half_a_step",
 )
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
+BOUND = ("tests/solvers/test_continuous_bound.py", "-k", "ends and VP or wrong or integrated or toy")
 
 
 class Mutant(NamedTuple):
@@ -432,6 +433,34 @@ MUTANTS = [
         "1 + strict * rise.square()",
         "1 + strict * rise",
         ADAMS,
+    ),
+    Mutant(
+        "continuous bound without its factor 1/2",
+        "solvers/continuous_bound.py",
+        "return 0.5 * error.square().flatten(1).sum(1) - of_reference, expected",
+        "return error.square().flatten(1).sum(1) - of_reference, expected",
+        BOUND,
+    ),
+    Mutant(
+        "continuous bound weighed as if log-SNR were uniform",
+        "solvers/continuous_bound.py",
+        "weight = (high - low) / (sampling.points * density)",
+        "weight = (high - low) / (sampling.points * torch.ones_like(density))",
+        BOUND,
+    ),
+    Mutant(
+        "continuous bound without its last step",
+        "solvers/continuous_bound.py",
+        "log_prob = -(prior + total.mean(0))",
+        "log_prob = -(prior + strata.sum(1).mean(0))",
+        BOUND,
+    ),
+    Mutant(
+        "reference integrated without the shift of its mean",
+        "solvers/importance.py",
+        "return _half_sum(of_noise + shift.square() / variance * rest)",
+        "return _half_sum(of_noise)",
+        BOUND,
     ),
 ]
 
