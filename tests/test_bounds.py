@@ -1,6 +1,8 @@
 """The table of bounds: each row is the estimate that it names, in the right order for an exact score, in its unit."""
 
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +78,16 @@ def test_the_levels_of_a_chain_are_evenly_spaced_in_log_snr(sde):
     low, high = sde.log_snr_range
     assert isinstance(chain, GaussianChain)
     assert torch.allclose(levels, torch.linspace(high, low, 40, dtype=torch.float64), atol=1e-9)
+
+
+def test_the_benchmark_prints_the_table_beside_the_exact_value(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    benchmark = importlib.import_module("bounds")
+    monkeypatch.setattr(benchmark, "STEPS", (4,))
+    text = benchmark.exact(VP(), 20, (DDPMChain(linear_betas(25)),))
+    x0 = mixture(VP()).sample(20, seed=9)
+    assert f"closed form: {float(mixture(VP()).log_prob(x0).mean()):.4f}" in text
+    assert all(name in text for name in ("ODE", "continuous ELBO", "N=4", "DDPMChain(25 betas")), text
 
 
 @pytest.mark.parametrize(
