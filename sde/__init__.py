@@ -3,7 +3,7 @@
 from sde.base import SDE, GaussianPrior, GaussianSDE, Kernel
 from sde.changed import Rescaled, TimeChanged, exploding, preserving
 from sde.cosine import Cosine
-from sde.ddpm import DDPMChain, cosine_betas, linear_betas, sde_betas
+from sde.ddpm import DDPMChain, cosine_betas, linear_betas, log_snr_betas, sde_betas
 from sde.diagnosis import Diagnosis, DiagnosisWarning, diagnose
 from sde.discrete import GaussianChain, Transition
 from sde.edm import EDM
@@ -57,6 +57,7 @@ __all__ = [
     "largest_sigma",
     "levels_for",
     "linear_betas",
+    "log_snr_betas",
     "preserving",
     "sde_betas",
     "sigma_ratio",

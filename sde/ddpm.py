@@ -63,6 +63,16 @@ def sde_betas(sde: GaussianSDE, steps: int = 1000) -> tuple[float, ...]:
     return _betas(torch.nn.functional.logsigmoid(log_snr))
 
 
+def log_snr_betas(sde: GaussianSDE, steps: int = 1000) -> tuple[float, ...]:
+    """The betas of levels evenly spaced in log-SNR over the range of any Gaussian ``sde``, from t_min to t_max.
+
+    The chain is that process in the coordinates x / sqrt(alpha^2 + sigma^2), in which it preserves the variance.
+    """
+    require_count(steps, "log_snr_betas: steps")
+    low, high = sde.log_snr_range
+    return _betas(torch.nn.functional.logsigmoid(torch.linspace(high, low, steps, dtype=torch.float64)))
+
+
 def _betas(log_alpha_bar: Tensor) -> tuple[float, ...]:
     """1 - alpha_bar_k / alpha_bar_{k-1} from log alpha_bar at k = 1..N."""
     return tuple((-torch.expm1(log_alpha_bar.diff(prepend=log_alpha_bar.new_zeros(1)))).tolist())

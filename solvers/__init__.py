@@ -5,8 +5,9 @@ from solvers.base import Output, SamplingDiverged, Solver
 from solvers.bound import Bound, elbo
 from solvers.bridge import DDIM, Ancestral
 from solvers.chains import DDPM, AnnealedLangevin
+from solvers.continuous_bound import continuous_elbo, learned_density
 from solvers.corrector import Corrector, PredictorCorrector
-from solvers.decoder import DiscretizedGaussian
+from solvers.decoder import Decoder, DiscretizedGaussian, LevelPosterior
 from solvers.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus, default_divergence
 from solvers.endpoint import EndpointWarning
 from solvers.euler import Euler
@@ -14,6 +15,7 @@ from solvers.euler_maruyama import EulerMaruyama
 from solvers.exponential_adams import ExponentialAdams
 from solvers.grids import GRIDS, time_grid
 from solvers.heun import Heun
+from solvers.importance import GaussianReference, LogSNRDensity
 from solvers.langevin import Langevin
 from solvers.likelihood import Likelihood, log_likelihood
 from solvers.line import inconsistency, line_likelihood
@@ -39,6 +41,7 @@ __all__ = [
     "Bound",
     "Corrector",
     "DPMSolver",
+    "Decoder",
     "DiscretizedGaussian",
     "Divergence",
     "EndpointWarning",
@@ -46,12 +49,15 @@ __all__ = [
     "EulerMaruyama",
     "Exact",
     "ExponentialAdams",
+    "GaussianReference",
     "GridSampler",
     "Heun",
     "HutchPlusPlus",
     "Hutchinson",
     "Langevin",
+    "LevelPosterior",
     "Likelihood",
+    "LogSNRDensity",
     "MatchedPrior",
     "ODEError",
     "Output",
@@ -67,9 +73,11 @@ __all__ = [
     "SolverError",
     "Step",
     "UniPC",
+    "continuous_elbo",
     "default_divergence",
     "elbo",
     "inconsistency",
+    "learned_density",
     "line_likelihood",
     "log_likelihood",
     "matched_prior",

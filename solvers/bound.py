@@ -25,12 +25,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde import GaussianChain, Noise, ScoreModel
+from sde import GaussianChain, Noise, Prediction, ScoreModel
 from sde.base import require_count
 from sde.discrete import check_variance
 from solvers.base import counting
 from solvers.chains import level_times
 from solvers.decoder import DiscretizedGaussian
+from solvers.importance import GaussianReference, referred
 
 # The last step of "beta_tilde" would be a point: it has beta_tilde_2, which is the weight 0 (GaussianChain.variance).
 _LAST = {"beta_tilde": 0.0}
@@ -88,6 +89,7 @@ def elbo(
     draws: int = 1,
     seed: int = 0,
     first: int = 0,
+    reference: GaussianReference | None = None,
 ) -> Bound:
     """The bound on log p(x_0) of clean data ``x0``, ``(B, ...)``, under a score model of any Gaussian process.
 
@@ -99,23 +101,25 @@ def elbo(
         "beta_tilde" stands for beta_tilde_2, since beta_tilde_1 = 0 would give data no density.
     draws: of the noise at each level; each costs N calls. Sample i's noise depends on ``seed`` and i alone.
     first: number of the first sample, for data that are evaluated in parts.
+    reference: a control variate, for data with a density (``solvers.importance``).
     """
-    _check(model, x0, chain, decoder, variance, draws)
+    _check(model, x0, chain, decoder, variance, draws, reference)
     plan, noise = _plan(model, x0, chain, variance), Noise(seed, first)
     with torch.no_grad(), counting(model) as calls:
         prior = _prior(chain, x0)
-        losses = [_losses(model, x0, chain, plan, decoder, noise, draw) for draw in range(draws)]
+        losses = [_losses(model, x0, chain, plan, decoder, noise, draw, reference) for draw in range(draws)]
     last, between, steps = (torch.stack(parts) for parts in zip(*losses, strict=True))
     stderr = (last + between).std(0) / math.sqrt(draws) if draws > 1 else None
     parts = (-(prior + (last + between).mean(0)), prior, between.mean(0), last.mean(0), stderr, steps.mean(0))
     return Bound(*parts, calls.n, x0[0].numel(), decoder is not None)
 
 
-def _check(model, x0, chain, decoder, variance, draws) -> None:
+def _check(model, x0, chain, decoder, variance, draws, reference) -> None:
     """Refuse arguments that can't work."""
-    kinds = (("model", model, ScoreModel), ("chain", chain, GaussianChain), ("decoder", decoder, DiscretizedGaussian))
-    for name, value, kind in kinds:
-        if not isinstance(value, kind) and not (name == "decoder" and value is None):
+    given = (("model", model, ScoreModel), ("chain", chain, GaussianChain))
+    optional = (("decoder", decoder, DiscretizedGaussian), ("reference", reference, GaussianReference))
+    for name, value, kind in (*given, *(one for one in optional if one[1] is not None)):
+        if not isinstance(value, kind):
             raise TypeError(f"elbo: {name} must be a {kind.__name__}, found {value!r}")
     if not x0.is_floating_point():
         raise TypeError(f"elbo: x0 must be of a floating-point type, found {x0.dtype}; see DiscretizedGaussian.centres")
@@ -130,6 +134,7 @@ class _Plan:
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+    log_snr: Tensor
     std: Tensor
     weight: Tensor
     constant: Tensor
@@ -141,32 +146,46 @@ def _plan(model: ScoreModel, x0: Tensor, chain: GaussianChain, variance: str | f
     excess = chain.beta_tilde(k) / chain.variance(k, variance) - 1
     weight = chain.eps_weight(k, variance) * alpha.square() / (alpha.square() + sigma.square())
     std = chain.variance(1, _LAST.get(variance, variance)).sqrt()
-    columns = (level_times(model.sde, chain), alpha, sigma, std, weight, 0.5 * (excess - torch.log1p(excess)))
-    return _Plan(*(column.to(x0) for column in columns))
+    levels = (level_times(model.sde, chain), alpha, sigma, chain.log_snr(k))
+    return _Plan(*(column.to(x0) for column in (*levels, std, weight, 0.5 * (excess - torch.log1p(excess)))))
+
+
+def prior_divergence(x0: Tensor, alpha: Tensor, sigma: Tensor, prior_std: float) -> Tensor:
+    """KL(N(alpha x_0, sigma^2 I) || N(0, prior_std^2 I)), ``(B,)``; ``alpha`` and ``sigma`` are float64, ``()``."""
+    excess = (sigma / prior_std).square() - 1
+    squares = (alpha.to(x0) / prior_std * x0).square().flatten(1).sum(1)
+    return 0.5 * (squares + x0[0].numel() * (excess - torch.log1p(excess)).to(x0))
+
+
+def pair_error(x0: Tensor, eps: Tensor, pair: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The error of eps_hat times sqrt(alpha^2 + sigma^2) / alpha, without cancellation; shape of ``x0``.
+
+    The errors of a pair obey alpha dx0 + sigma deps = 0. In float32 dx0 is accurate where sigma is large, deps where
+    alpha is; this is made of whichever is.
+    """
+    return (sigma * (x0 - pair.x0) - alpha * (eps - pair.eps)) / torch.hypot(alpha, sigma)
 
 
 def _prior(chain: GaussianChain, x0: Tensor) -> Tensor:
     """L_T, ``(B,)``."""
-    end, unit = chain.steps, chain.prior_std**2
-    excess = chain.sigma(end).square() / unit - 1
-    squares = (chain.alpha(end, x0) * x0).square().flatten(1).sum(1) / unit
-    return 0.5 * (squares + x0[0].numel() * float(excess - torch.log1p(excess)))
+    return prior_divergence(x0, chain.alpha(chain.steps), chain.sigma(chain.steps), chain.prior_std)
 
 
-def _losses(model, x0, chain, plan, decoder, noise, draw) -> tuple[Tensor, Tensor, Tensor]:
+def _losses(model, x0, chain, plan, decoder, noise, draw, reference) -> tuple[Tensor, Tensor, Tensor]:
     """L_0 ``(B,)``, the sum of the L_{k-1} ``(B,)``, and the mean of each ``(N - 1,)``, from one draw at each level."""
     total, means, last = x0.new_zeros(len(x0)), [], None
     for i in range(chain.steps):
         alpha, sigma = plan.alpha[i], plan.sigma[i]
         eps = noise.normal(tuple(x0.shape), draw * chain.steps + i, x0.device, x0.dtype)
-        x0_hat, eps_hat = model.at_level(alpha * x0 + sigma * eps, alpha, sigma, plan.t[i])
+        pair = model.at_level(alpha * x0 + sigma * eps, alpha, sigma, plan.t[i])
+        of_reference, expected = referred(reference if i or decoder is None else None, x0, eps, plan.log_snr[i])
+        change = (expected - of_reference) * (sigma / alpha).square()  # of |x0 - x0_hat|^2 / 2
         if i == 0:
-            last = _reconstruction(decoder, x0, x0_hat, plan.std)
+            last = _reconstruction(decoder, x0, pair.x0, plan.std) + change / plan.std.square()
             continue
-        # The errors obey alpha dx0 + sigma deps = 0. In float32 dx0 is accurate where sigma is large, deps where alpha
-        # is; this is deps times sqrt(alpha^2 + sigma^2) / alpha, from whichever is.
-        error = (sigma * (x0 - x0_hat) - alpha * (eps - eps_hat)) / torch.hypot(alpha, sigma)
-        loss = plan.weight[i] * error.square().flatten(1).sum(1) + x0[0].numel() * plan.constant[i]
+        error = pair_error(x0, eps, pair, alpha, sigma)
+        squares = error.square().flatten(1).sum(1) + 2 * (1 + (alpha / sigma).square()) * change
+        loss = plan.weight[i] * squares + x0[0].numel() * plan.constant[i]
         total, means = total + loss, [*means, loss.mean()]
     return last, total, torch.stack(means) if means else x0.new_zeros(0)
 

@@ -5,9 +5,13 @@ r"""The last step of a chain for data of K known levels: a Gaussian whose mass i
 over bins of equal width w that fill [low, high], the outermost open to infinity (Ho et al., 2020, eq. 13). Level j is
 the bin's centre x = low + (j + 1/2) w. The paper's 256 levels at -1 + 2 j / 255 are low = -1 - 1/255,
 high = 1 + 1/255; the uniform dequantizer of the same low, high and levels fills the same bins.
+
+Variational diffusion (Kingma et al., 2021, section 3) has instead the posterior of the level given x_t alone, under
+equal odds for all levels: P(j | x_t) is proportional to q(x_t | x_0 = x_j), whatever the model.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -18,23 +22,19 @@ _TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
-class DiscretizedGaussian:
-    """Probabilities of ``levels`` bins over [low, high] under a Gaussian.
-
-    >>> decoder = DiscretizedGaussian(levels=4)
-    >>> decoder.centres(torch.arange(4))
-    tensor([-0.7500, -0.2500,  0.2500,  0.7500])
-    """
+class Decoder(ABC):
+    """Probabilities of ``levels`` bins over [low, high], from a Gaussian about each value."""
 
     levels: int
     low: float = -1.0
     high: float = 1.0
 
     def __post_init__(self):
+        title = type(self).__name__
         if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(f"DiscretizedGaussian: levels must be an integer of at least 2, found {self.levels!r}")
+            raise ValueError(f"{title}: levels must be an integer of at least 2, found {self.levels!r}")
         if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"DiscretizedGaussian: expected finite low < high, found {self.low} and {self.high}")
+            raise ValueError(f"{title}: expected finite low < high, found {self.low} and {self.high}")
 
     @property
     def width(self) -> float:
@@ -55,9 +55,48 @@ class DiscretizedGaussian:
             raise ValueError(
                 f"x0: expected the centres of {self.levels} bins over [{self.low:g}, {self.high:g}], {ends[0]:.6g} to "
                 f"{ends[1]:.6g} in steps of {self.width:.6g}; {int(wrong.sum())} values are none, such as "
-                f"{float(x0[wrong][0]):.6g}; take DiscretizedGaussian.centres of the integer levels, not dequantized"
+                f"{float(x0[wrong][0]):.6g}; take {type(self).__name__}.centres of the integer levels, not dequantized"
             )
         return k.long()
+
+    @abstractmethod
+    def centre(self, scaled: Tensor, x0_hat: Tensor) -> Tensor:
+        """Where the Gaussian is: of x_t / alpha and the predicted x_0, the one that the levels are told from."""
+
+    @abstractmethod
+    def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Log-probability of each value's level, nats, of the shape of ``x0`` and in float64; ``std`` broadcasts."""
+
+
+@dataclass(frozen=True)
+class LevelPosterior(Decoder):
+    """P(j | x_t) of each value alone, for ``continuous_elbo``; it tells levels much wider than sigma / alpha at t_min.
+
+    Its tables hold ``levels`` numbers for each value.
+    """
+
+    def centre(self, scaled: Tensor, x0_hat: Tensor) -> Tensor:
+        return scaled
+
+    def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        own = self.centres(self.index(x0), torch.float64)
+        every = self.centres(torch.arange(self.levels, device=x0.device), torch.float64)
+        mean, std = mean.double(), std.double()
+        total = torch.logsumexp(-0.5 * ((mean[..., None] - every) / std[..., None]).square(), -1)
+        return -0.5 * ((mean - own) / std).square() - total
+
+
+@dataclass(frozen=True)
+class DiscretizedGaussian(Decoder):
+    """Probabilities of ``levels`` bins over [low, high] under a Gaussian about the predicted x_0.
+
+    >>> decoder = DiscretizedGaussian(levels=4)
+    >>> decoder.centres(torch.arange(4))
+    tensor([-0.7500, -0.2500,  0.2500,  0.7500])
+    """
+
+    def centre(self, scaled: Tensor, x0_hat: Tensor) -> Tensor:
+        return x0_hat
 
     def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Log-probability of each value's level, nats, of the shape of ``x0`` and in float64; ``std`` broadcasts.

@@ -37,6 +37,8 @@ VARIATIONAL = ("tests/test_variational.py", "-k", "starts or jacobian or gradien
 CONVENTION = ("tests/experiments/test_convention.py", "-k", "every_dequantizer or not_say")
 DIVERGENCE = ("tests/solvers/test_divergence.py", "-k", "not 95_percent and not network")
 MATCHED = ("tests/solvers/test_matched_prior.py", "-k", "moments and not exact or leading")
+LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
+BOUND = ("tests/solvers/test_continuous_bound.py", "-k", "ends and VP or wrong or integrated or toy")
 
 
 class Mutant(NamedTuple):
@@ -612,6 +614,34 @@ MUTANTS = [
         'convention.setdefault("dequantization", Uniform.trained_on if',
         'convention.setdefault("dequantization", "centres" if',
         CONVENTION,
+    ),
+    Mutant(
+        "continuous bound without its factor 1/2",
+        "solvers/continuous_bound.py",
+        "return 0.5 * error.square().flatten(1).sum(1) - of_reference, expected",
+        "return error.square().flatten(1).sum(1) - of_reference, expected",
+        BOUND,
+    ),
+    Mutant(
+        "continuous bound weighed as if log-SNR were uniform",
+        "solvers/continuous_bound.py",
+        "weight = (high - low) / (sampling.points * density)",
+        "weight = (high - low) / (sampling.points * torch.ones_like(density))",
+        BOUND,
+    ),
+    Mutant(
+        "continuous bound without its last step",
+        "solvers/continuous_bound.py",
+        "log_prob = -(prior + total.mean(0))",
+        "log_prob = -(prior + strata.sum(1).mean(0))",
+        BOUND,
+    ),
+    Mutant(
+        "reference integrated without the shift of its mean",
+        "solvers/importance.py",
+        "return _half_sum(of_noise + shift.square() / variance * rest)",
+        "return _half_sum(of_noise)",
+        BOUND,
     ),
 ]
 

@@ -14,7 +14,7 @@ import solvers.bound
 from models import MLP, GaussianMixture, ScoreNetwork
 from models.parametrization import ROWS as PARAMETRIZATIONS
 from sde import EDM, VE, VP, DDPMChain, NCSNLevels, Noise, cosine_betas, geometric_sigmas, linear_betas
-from solvers import DiscretizedGaussian, elbo
+from solvers import DiscretizedGaussian, GaussianReference, elbo
 
 CHAINS = [
     DDPMChain(linear_betas(30)),
@@ -39,13 +39,13 @@ class Signs:
         return signs.repeat(len(signs), 1)
 
 
-def exact_gap(monkeypatch, model, chain, variance):
+def exact_gap(monkeypatch, model, chain, variance, reference=None):
     """E [log p(x_0) - bound] over x_0 and the noise, and the means of the steps, without Monte Carlo."""
     monkeypatch.setattr(solvers.bound, "Noise", Signs)
     root = model.axes[0] * model.variances[0].sqrt()
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=len(root))), dtype=torch.float64)
     x0 = (model.means[0] + signs @ root.T).repeat_interleave(len(signs), 0)
-    found = elbo(model, x0, chain, variance=variance)
+    found = elbo(model, x0, chain, variance=variance, reference=reference)
     return float((model.log_prob(x0) - found.log_prob).mean()), found
 
 
@@ -113,6 +113,28 @@ def test_b46_with_variance_beta_tilde_the_gap_does_not_vanish(monkeypatch):
     gap, found = exact_gap(monkeypatch, gaussian(VP(), 0.25), DDPMChain(linear_betas(1000)), "beta_tilde")
     assert gap == pytest.approx(0.570, abs=1e-3) == totals[1000][0] + sum(totals[1000][1]) + totals[1000][2]
     assert float(found.transitions.mean()) - float(found.steps.sum()) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+def test_a_reference_has_no_mean(monkeypatch, variance):
+    model, chain = correlated(VP()), DDPMChain(linear_betas(30))
+    plain, referred = (
+        exact_gap(monkeypatch, model, chain, variance, reference)[0]
+        for reference in (None, GaussianReference(0.2, 0.6))
+    )
+    assert referred == pytest.approx(plain, rel=1e-9)
+
+
+def test_with_the_data_s_own_moments_as_reference_nothing_is_left_to_chance():
+    model, chain = gaussian(VP(), 0.3, 0.4), DDPMChain(linear_betas(30))
+    x0 = model.sample(10)
+    found = elbo(model, x0, chain, draws=3, reference=GaussianReference(0.4, math.sqrt(0.3)))
+    assert float(found.stderr.max()) < 1e-7  # the time of a level is known to 1e-9
+    assert bool((found.log_prob < model.log_prob(x0) + 0.1).all())
+    decoder = DiscretizedGaussian(4)
+    x0 = decoder.centres(torch.arange(4), torch.float64)[:, None]
+    found = [elbo(model, x0, chain, decoder, reference=r).reconstruction for r in (None, GaussianReference())]
+    assert torch.equal(*found)
 
 
 # Each part, sample by sample.
@@ -334,6 +356,7 @@ def test_bits_per_dim_need_a_discrete_decoder():
         (lambda m, x: elbo(m.sde, x, CHAINS[0]), TypeError, "elbo: model must be a ScoreModel, found VP"),
         (lambda m, x: elbo(m, x, VP()), TypeError, "elbo: chain must be a GaussianChain, found VP"),
         (lambda m, x: elbo(m, x, CHAINS[0], "gaussian"), TypeError, "elbo: decoder must be a DiscretizedGaussian"),
+        (lambda m, x: elbo(m, x, CHAINS[0], reference=1.0), TypeError, "reference must be a GaussianReference, found"),
         (lambda m, x: elbo(m, x.long(), CHAINS[0]), TypeError, r"elbo: x0 must be of a floating-point type.*int64"),
         (lambda m, x: elbo(m, x, CHAINS[0], draws=0), ValueError, "elbo: draws must be a positive integer, found 0"),
         (lambda m, x: elbo(m, x, CHAINS[0], variance="learned"), ValueError, "elbo: variance must be 'beta'"),
