@@ -513,8 +513,8 @@ MUTANTS = [
     Mutant(
         "gates of the ratio for its square",
         "solvers/exponential_adams.py",
-        "1 + strict * rise.square()",
-        "1 + strict * rise",
+        "1 + strict**4 * rise.square()",
+        "1 + strict**4 * rise",
         ADAMS,
     ),
     Mutant(
