@@ -35,6 +35,7 @@ DEQUANTIZATION = ("tests/test_dequantization.py", "-k", "not round_trip and not 
 IMPORTANCE = ("tests/test_importance.py", "-k", "equal or average")
 VARIATIONAL = ("tests/test_variational.py", "-k", "starts or jacobian or gradient")
 CONVENTION = ("tests/experiments/test_convention.py", "-k", "every_dequantizer or not_say")
+ONE_PASS = ("tests/solvers/test_one_pass.py", "-k", "gauss or rule or latent_of or learned and VE or defect or default")
 DIVERGENCE = ("tests/solvers/test_divergence.py", "-k", "not 95_percent and not network")
 MATCHED = ("tests/solvers/test_matched_prior.py", "-k", "moments and not exact or leading")
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
@@ -642,6 +643,83 @@ MUTANTS = [
         "return _half_sum(of_noise + shift.square() / variance * rest)",
         "return _half_sum(of_noise)",
         BOUND,
+    ),
+    Mutant(
+        "one pass with the defect's sign turned",
+        "solvers/one_pass.py",
+        "defect = -torch.tensordot(",
+        "defect = torch.tensordot(",
+        ONE_PASS,
+    ),
+    Mutant(
+        "one pass without the defect",
+        "solvers/one_pass.py",
+        "(defect + stretch.to(defect))[:, None]",
+        "stretch.to(defect)[None, None]",
+        ONE_PASS,
+    ),
+    Mutant(
+        "score of x for that of the state",
+        "solvers/one_pass.py",
+        "-(length / sigma) * eps",
+        "-eps / sigma",
+        ONE_PASS,
+    ),
+    Mutant(
+        "one pass without the units of the state",
+        "solvers/one_pass.py",
+        "(defect + stretch.to(defect))[:, None]",
+        "defect[:, None]",
+        ONE_PASS,
+    ),
+    Mutant(
+        "estimated error without the defect",
+        "solvers/integration.py",
+        "torch.maximum((whole - half).abs(), found.defect.abs())",
+        "0.01 * (whole - half).abs()",
+        ("tests/solvers/test_one_pass.py", "-k", "safe_side and VE"),
+    ),
+    Mutant(
+        "rule of Radau without its shift",
+        "solvers/spectral.py",
+        "    diagonal[-1] -= 1\n",
+        "",
+        ONE_PASS,
+    ),
+    Mutant(
+        "clock v with the weights exchanged",
+        "solvers/flow.py",
+        "return common * near, common * far",
+        "return common * far, common * near",
+        ONE_PASS,
+    ),
+    Mutant(
+        "line without the score",
+        "solvers/line.py",
+        "+ (score * value.double()).flatten(1).sum(1)",
+        "+ 0 * (score * value.double()).flatten(1).sum(1)",
+        ("tests/solvers/test_one_pass.py", "-k", "line_is_exact and VE"),
+    ),
+    Mutant(
+        "finer pass no finer",
+        "solvers/integration.py",
+        "InOnePass(self.method, steps=2 * self.steps)",
+        "InOnePass(self.method, steps=self.steps + 1)",
+        ("tests/solvers/test_one_pass.py", "-k", "coarse_pass"),
+    ),
+    Mutant(
+        "bias of the endpoint without its half",
+        "solvers/endpoint.py",
+        "return 0.5 * (found * (found - eps))",
+        "return 0.5 * (found * (found + eps))",
+        ("tests/solvers/test_sample_and_endpoint.py", "-k", "bias"),
+    ),
+    Mutant(
+        "sampled density with the change turned",
+        "solvers/sample.py",
+        "divergence.summary(-back)",
+        "divergence.summary(back)",
+        ("tests/solvers/test_sample_and_endpoint.py", "-k", "sampled and VP"),
     ),
 ]
 
