@@ -42,9 +42,9 @@ class Bound:
     """A lower bound on log-likelihoods and its parts; nats, ``(B,)``.
 
     log_prob = -(prior + transitions + reconstruction): L_T, the sum of the L_{k-1}, and L_0. ``steps``: the mean over
-    samples and draws of each L_{k-1}, k = 2..N, ``(N - 1,)``. ``stderr``: standard error of log_prob over the draws of
-    the noise, None for a single draw. ``nfe``: calls of the model. ``dimensions``: values in one sample. ``discrete``:
-    whether log_prob bounds a probability, and not a density.
+    samples and draws of each L_{k-1}, k = 2..N, ``(N - 1,)``; in continuous time of each part of the integral.
+    ``stderr``: standard error of log_prob over the draws of the noise, None for a single draw. ``nfe``: calls of the
+    model. ``dimensions``: values in one sample. ``discrete``: whether log_prob bounds a probability, and not a density.
     """
 
     log_prob: Tensor
