@@ -1,8 +1,8 @@
 """End to end: log p of clean data, with what both ends of time cost, and with both ends corrected.
 
-The flow runs from t_min to t_max, and log p_0 differs from its answer at both ends: the data are taken as if they had the
-noise of t_min, and the prior is not the density at t_max. The first is corrected by ``endpoint_correction``, the second
-by ``matched_prior``, whose moments are those of the target or are fitted to samples.
+The flow runs from t_min to t_max, and log p_0 differs from its answer at both ends: the data are taken as if they had
+the noise of t_min, and the prior is not the density at t_max. The first is corrected by ``endpoint_correction``, the
+second by ``matched_prior``, whose moments are those of the target or are fitted to samples.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import solvers
-from density import SDES, fast
+from density import SDES, SIGNS, Closed
 from experiments.report import table
 from sde import GaussianSDE
 from solvers import log_likelihood
@@ -71,12 +71,11 @@ def errors(
     The prior does not touch the flow, so one integration serves all of them.
     """
     mixture = target.model(sde, torch.float64)
-    model, divergence = fast(mixture)
     x, found = mixture.sample(n, seed), {}
     truth, of = mixture.log_prob(x), priors(target, sde, seed)
     for corrected in (False, True):
         options = {"rtol": tolerance, "atol": tolerance, "endpoint_correction": corrected}
-        ll = log_likelihood(model, x, divergence, **options)
+        ll = log_likelihood(Closed(mixture), x, SIGNS, **options)
         for name, prior in vars(of).items():
             log_prob = ll.log_prob - ll.prior + prior(ll.latent)
             found[name, corrected] = float((log_prob - truth).abs().mean())

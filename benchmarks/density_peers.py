@@ -17,7 +17,6 @@ from torch import Tensor
 from density import Case
 from density_ways import TOLERANCES
 from problem import Method, Plan
-from solvers import Divergence
 
 
 class Velocity:

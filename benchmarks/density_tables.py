@@ -1,5 +1,6 @@
-"""Error against calls: curves of medians over seeds, what a target error needs, and whether that is as good as asked."""
+"""Error against calls: curves of medians over seeds, what a target error needs, and whether that is within a bar."""
 
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -53,7 +54,7 @@ def needed(curve: Curve, error: float) -> float | None:
 
 def at(curve: Curve, nfe: float) -> float | None:
     """The error at ``nfe`` calls, likewise; None outside of the curve."""
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in itertools.pairwise(curve):
         if before[0] <= nfe <= after[0]:
             return after[1] if nfe == after[0] else _between(before, after, nfe)
     return curve[0][1] if len(curve) == 1 and curve[0][0] == nfe else None
@@ -80,9 +81,13 @@ def adaptive(records: list[Record], labels: Iterable[str]) -> str:
     """Calls that are needed for each error, by case and way, held to the bars."""
     rows = []
     for case in cases(records):
-        found = curves(records, case)
-        for name in (n for n in labels if n in found):
-            rows.append((case, name, *(verdict(needed(found[name], e), bar) for e, bar in NEEDED.items())))
+        found = curves([r for r in records if r.method in labels], case)
+        calls = {name: [needed(curve, error) for error in NEEDED] for name, curve in found.items()}
+        best = [min(filter(None, column), default=None) for column in zip(*calls.values(), strict=True)]
+        for name, of in calls.items():
+            bars = NEEDED.values() if name == DEFAULT else (None,) * len(of)
+            rows.append((case, name, *map(verdict, of, bars)))
+        rows += [(case, "best of these", *map(verdict, best, NEEDED.values()))]
     header = (f"{error:g} (bar {bar})" for error, bar in NEEDED.items())
     return "Calls needed for a mean absolute error\n\n" + table(("case", "way", *header), rows)
 

@@ -1,4 +1,4 @@
-"""Trained networks as cases: the density of the network's own flow, with fixed probes, solved until tolerances agree."""
+"""Trained networks as cases: the density of the network's own flow with fixed probes, until two tolerances agree."""
 
 import math
 

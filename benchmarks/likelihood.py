@@ -8,9 +8,9 @@ t_min corrected for, and without. ``peers``: the same question put to other libr
 optional), and the figure. ``trained``: a network's own flow against a fine solution with the same probes.
 
 Errors are mean absolute errors in nats, float64, over 256 points; medians over seeds. Bars stand beside them. Runs are
-kept with ``--records FILE.csv``: those of others are then not run again, nor ours with ``--reuse``. All parts as stored:
+kept with ``--records FILE.csv``: those of others are then not run again, nor ours with ``--reuse``. All parts:
 
-    python benchmarks/likelihood.py solver end_to_end peers --records likelihood.csv
+    python benchmarks/likelihood.py solver peers end_to_end --reuse --records likelihood.csv
     python benchmarks/likelihood.py trained --records likelihood.csv --checkpoint RUN_FOLDER ...
 
 A way of ours that a version does not have is left out, so that a new one is measured by running this again.
@@ -36,7 +36,7 @@ from targets import TARGETS
 RESULTS = Path(__file__).parent / "results"
 NAMES = {name: f"likelihood_{name}" for name in ("solver", "end_to_end", "peers", "trained")}
 """The files of a part's tables, without .txt."""
-STEPS = (30, 50, 75, 100, 150, 200, 400)
+STEPS = (30, 50, 100, 200, 400)
 FEW = (30, 50, 75, 100, 150)
 PERTURBED = ("a", "b")
 
