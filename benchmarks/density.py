@@ -21,6 +21,8 @@ from targets import Target, converged
 SDES: dict[str, GaussianSDE] = {"VP": VP(), "VE": VE(sigma_min=0.01, sigma_max=50.0)}
 """beta .1 to 20 from t = 1e-5; sigma .01 to 50."""
 PERTURBATION = 0.02
+REFERENCE = (1e-9, 1e-10)
+"""Tolerances of dopri8 that must agree."""
 SIGNS = Hutchinson(probes=1)
 """Exact for the models of this file."""
 _FEATURES = 64
@@ -129,17 +131,17 @@ def exact_case(target: Target, process: str, seed: int, n: int = 256) -> Case:
     return Case(name, Closed(mixture), x, lambda z: mixture.log_prob(z, last), truth, SIGNS, seed)
 
 
-def perturbed_case(target: Target, process: str, seed: int, n: int = 256) -> Case:
+def perturbed_case(
+    target: Target, process: str, seed: int, n: int = 256, tolerances: tuple[float, float] = REFERENCE
+) -> Case:
     """The perturbed score, against the density of its own flow; the same terminal density."""
     exact = exact_case(target, process, seed, n)
     model = Perturbed(target.model(SDES[process], torch.float64))
     case = replace(exact, name=f"{exact.name}, perturbed", model=model)
-    return replace(case, truth=own_density(case)[0])
+    return replace(case, truth=own_density(case, tolerances)[0])
 
 
-def own_density(
-    case: Case, tolerances: tuple[float, float] = (1e-9, 1e-10), agree: float = 1e-6
-) -> tuple[Tensor, float]:
+def own_density(case: Case, tolerances: tuple[float, float] = REFERENCE, agree: float = 1e-6) -> tuple[Tensor, float]:
     """log p of the flow of the case's model by dopri8, and the largest difference between two tolerances."""
     options = {"divergence": case.divergence, "prior": case.terminal, "method": "dopri8"}
 
