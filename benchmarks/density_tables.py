@@ -122,7 +122,10 @@ def _times(default: float | None, one_pass: float | None) -> str:
 
 
 def against_peers(records: list[Record], held_to: Iterable[str]) -> str:
-    """Calls needed for each error: our default, our best, and others; held to those of the libraries ``held_to``."""
+    """Calls needed for each error: our default, our best, and others; held to those of the libraries ``held_to``.
+
+    One that does not get to an error counts with its longest run, which is less than it needs.
+    """
     ours = list(dict.fromkeys(r.method for r in records if r.library == OURS))
     peers, rows = list(dict.fromkeys(r.library for r in records if r.library != OURS)), []
     for case in cases(records):
@@ -130,10 +133,10 @@ def against_peers(records: list[Record], held_to: Iterable[str]) -> str:
         for error in NEEDED:
             calls = {name: needed(curve, error) for name, curve in found.items()}
             best = min((name for name in ours if calls.get(name)), key=lambda name: calls[name], default=DEFAULT)
-            bar = min((calls[name] for name in held_to if calls.get(name)), default=None)
+            bar = min((calls[name] or found[name][-1][0] for name in held_to if name in found), default=None)
             mine = (verdict(calls.get(name), bar) for name in (DEFAULT, best))
             rows.append((case, f"{error:g}", *mine, best, *(verdict(calls.get(name), None) for name in peers)))
-    title = f"Calls needed for an error, ours held to those of {' and '.join(held_to)}"
+    title = f"Calls needed for an error, ours held to those of {' and '.join(held_to)}; -: not at any tolerance tried"
     return title + "\n\n" + table(("case", "error", f"ours, {DEFAULT}", "our best", "which", *peers), rows)
 
 
@@ -174,7 +177,8 @@ def _styles(labels: dict[str, bool]) -> dict[str, dict]:
 
 def _panel(axis, found: dict[str, Curve], styles: dict[str, dict]) -> None:
     for name, style in styles.items():
-        curve = [point for point in found.get(name, []) if 20 <= point[0] <= 500]
+        best = dict(reversed(found.get(name, [])))  # of several runs with equal calls
+        curve = sorted(point for point in best.items() if 20 <= point[0] <= 500)
         axis.plot(*zip(*curve, strict=True) if curve else ((), ()), label=name, **style)
     axis.set(xscale="log", yscale="log", xlim=(20, 500), ylim=(1e-9, 10))
     ticks = (20, 50, 100, 200, 400)

@@ -104,7 +104,7 @@ def trained(args: argparse.Namespace) -> str:
     """Networks: error against a fine solution of the same flow with the same probes."""
     store, records, lines = Store(args.records, args.reuse), [], []
     for path in args.checkpoint:
-        case, line = density_trained.case(path, args.seeds[0])
+        case, line = density_trained.case(path, args.seeds[0], min(args.points, 64))
         lines.append(line)
         print(f"  {line}", flush=True)
         records += run(store, case, [m for m in adaptive(tolerances=density_trained.TOLERANCES) if m.name == DEFAULT])

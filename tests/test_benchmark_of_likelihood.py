@@ -86,8 +86,8 @@ def test_a_perturbed_case_holds_its_own_density_and_not_that_of_the_exact_score(
     rough, exact = density.perturbed_case(target, "VP", 0, 4, (1e-7, 1e-8)), density.exact_case(target, "VP", 0, 4)
     assert torch.equal(rough.x, exact.x)
     assert 1e-3 < exact.error(rough.truth) < 1
-    options = {"prior": rough.terminal, "rtol": 1e-6, "atol": 1e-6}
-    assert rough.error(log_likelihood(rough.model, rough.x, rough.divergence, **options).log_prob) < 1e-4
+    options = {"prior": rough.terminal, "rtol": 1e-5, "atol": 1e-5}
+    assert rough.error(log_likelihood(rough.model, rough.x, rough.divergence, **options).log_prob) < 5e-4
 
 
 def test_ways_that_a_version_lacks_are_left_out():
@@ -141,6 +141,9 @@ def test_ours_are_held_to_the_better_of_the_libraries_named():
     ours, peer = records("dopri5", [(50, 1e-2), (80, 1e-3)]), records("x", [(60, 1e-2), (70, 1e-3)], library="theirs")
     text = density_tables.against_peers(ours + peer, ["theirs"])
     assert "50 met" in text and "80 missed" in text
+    further = records("dopri5", [(50, 1e-2), (69, 9e-6)]), records("dopri5", [(50, 1e-2), (71, 9e-6)])
+    assert density_tables.against_peers(further[0] + peer, ["theirs"]).count("69 met") == 2
+    assert density_tables.against_peers(further[1] + peer, ["theirs"]).count("71 missed") == 2
 
 
 def test_medians_are_over_seeds():
