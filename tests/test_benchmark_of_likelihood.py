@@ -158,10 +158,20 @@ def test_the_moments_are_those_of_samples():
     assert torch.allclose(torch.cov(samples.T), covariance, atol=0.03)
 
 
+def test_the_floor_at_t_min_is_of_second_order_in_the_variance():
+    mixture = TARGETS["a"](0).model(density.SDES["VE"], torch.float64)
+    x, errors = mixture.sample(32, seed=0), []
+    for sigma_min in (0.01, 0.005):
+        model = density.Closed(TARGETS["a"](0).model(replace(mixture.sde, sigma_min=sigma_min), torch.float64))
+        errors.append(float((density_ends.floor(model, x) - mixture.log_prob(x)).abs().mean()))
+    assert 12 < errors[0] / errors[1] < 17 and errors[0] < 1e-3, errors
+
+
 @pytest.mark.skipif(not hasattr(solvers, "matched_prior"), reason="this version has no matched prior")
 def test_end_to_end_both_corrections_are_needed():
-    found = density_ends.errors(TARGETS["c"](0), density.SDES["VE"], seed=0, n=8, tolerance=1e-6)
+    found = density_ends.errors(TARGETS["c"](0), density.SDES["VE"], seed=0, n=8)
     both, floors = found["full", True], (found["standard", False], found["standard", True], found["full", False])
+    assert math.isclose(found["floor", True], both, rel_tol=0.1)  # c is a Gaussian, whose matched prior is exact
     assert both < 5e-4 and all(floor > 3 * both for floor in floors), found
 
 
