@@ -20,7 +20,7 @@ UNLIMITED = 100_000
 
 Way = tuple[str, dict]
 
-DEFAULT, ONE_PASS = "dopri5", "defect"
+DEFAULT, ONE_PASS = "dopri5", "one_pass"
 """The labels of the way that the bars on adaptive methods are held to, and of the one-pass method."""
 
 _ONE = torch.ones(1, 1, dtype=torch.float64)
@@ -40,7 +40,7 @@ STEPS: tuple[Way, ...] = (
     *_ways("rk4"),
     ("midpoint", {"method": "midpoint"}),
     ("euler", {"method": "euler"}),
-    (ONE_PASS, {"method": "defect"}),
+    (ONE_PASS, {"method": "one_pass"}),
 )
 
 

@@ -127,10 +127,15 @@ def test_a_reference_has_no_mean(monkeypatch, variance):
 
 def test_with_the_data_s_own_moments_as_reference_nothing_is_left_to_chance():
     model, chain = gaussian(VP(), 0.3, 0.4), DDPMChain(linear_betas(30))
-    x0 = model.sample(10)
+    x0 = 0.4 + math.sqrt(0.3) * torch.tensor(
+        [[-1.0], [1.0]], dtype=torch.float64
+    )  # their mean is that of any quadratic
     found = elbo(model, x0, chain, draws=3, reference=GaussianReference(0.4, math.sqrt(0.3)))
     assert float(found.stderr.max()) < 1e-7  # the time of a level is known to 1e-9
-    assert bool((found.log_prob < model.log_prob(x0) + 0.1).all())
+    prior, parts, last = closed_gap(chain, [0.3], "beta")
+    shift = float(chain.alpha(chain.steps) * 0.4) ** 2 / 2
+    gap = float((model.log_prob(x0) - found.log_prob).mean())
+    assert gap == pytest.approx(prior + shift + sum(parts) + last, rel=1e-6)
     decoder = DiscretizedGaussian(4)
     x0 = decoder.centres(torch.arange(4), torch.float64)[:, None]
     found = [elbo(model, x0, chain, decoder, reference=r).reconstruction for r in (None, GaussianReference())]
