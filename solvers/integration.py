@@ -62,7 +62,7 @@ class AlongODE(Integration):
         self, model: ScoreField, x: Tensor, start: float, end: float, divergence: Divergence, directions: Tensor
     ) -> Transport:
         """From time ``start`` to time ``end``, in either direction."""
-        path, graph = flow(self.coordinates, model), torch.is_grad_enabled()
+        path, graph = flow(self.coordinates, model, self.method in FIXED), torch.is_grad_enabled()
 
         def slopes(reading: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return divergence.along(lambda w: path.slope(w, reading), state[0], directions, graph)

@@ -71,7 +71,7 @@ def log_likelihood(
     atol: float | None = None,
     steps: int | None = None,
     prior: LogProb | None = None,
-    endpoint_correction: bool = False,
+    endpoint_correction: bool | int = False,
     coordinates: str = "auto",
     first: int = 0,
     batch_size: int | None = None,
@@ -93,8 +93,8 @@ def log_likelihood(
     rtol, atol: of adaptive methods, 1e-5 unless given. ``coordinates``, ``max_steps``: as for ``ProbabilityFlow``.
     prior: log-density x_T -> ``(B,)`` in place of that of the SDE's prior, such as ``matched_prior``.
     endpoint_correction: ``x`` is taken as clean data, and the density at t_min is carried on to zero noise
-        (``solvers.endpoint``; two more calls, of which one checks the score). Without it ``x`` is taken as a sample at
-        t_min, as is usual.
+        (``solvers.endpoint``; two more calls, of which one checks the score); 2: to second order, by a third. Without,
+        ``x`` is taken as a sample at t_min, as is usual.
     first: number of the first sample, for data that are evaluated in parts: it decides their random probes.
     batch_size: samples at a time, to bound the memory. ``progress``: show a bar of the model's calls.
     compile: compile the model (``torch.compile``); the products with its Jacobian stay outside.
@@ -137,14 +137,14 @@ class _Task:
     way: Integration
     divergence: Divergence
     prior: LogProb | None
-    endpoint_correction: bool
+    endpoint_correction: bool | int
 
     def of(self, model: ScoreField, x: Tensor, first: int) -> dict[str, Tensor | None]:
         """The tensors of a ``Likelihood``."""
         divergence, directions = self.divergence, self.divergence.directions(x, first)
         start, offset, bias = x, None, None
         if self.endpoint_correction:
-            start, offset = endpoint(model, x, divergence, directions)
+            start, offset = endpoint(model, x, divergence, directions, int(self.endpoint_correction))
             bias = endpoint_bias(model, x, first)
         prior = self.prior or model.sde.prior(x.shape).log_prob
         (latent, estimates), error = self.way.forward(model, start, divergence, directions, prior)
@@ -156,7 +156,9 @@ class _Task:
         return parts | {"stderr": stderr, "error": error, "endpoint_bias": bias}
 
 
-def _check(model: ScoreField, way: Integration, endpoint_correction: bool, batch_size: int | None) -> None:
+def _check(model: ScoreField, way: Integration, endpoint_correction: bool | int, batch_size: int | None) -> None:
+    if endpoint_correction not in (False, True, 2):
+        raise ValueError(f"endpoint_correction must be False, True (first order) or 2, found {endpoint_correction!r}")
     if (endpoint_correction or way.needs_pair) and not isinstance(model, ScoreModel):
         asked = (
             "endpoint_correction" if endpoint_correction else f"method={way.method!r}, coordinates={way.coordinates!r}"

@@ -31,7 +31,7 @@ class ProbabilityFlow(Solver):
         orders 5, 8, 3, 2), which every sample meets. Tight ones are for the higher orders.
     steps: number of steps of a fixed-step ``method`` ("euler", "midpoint", "rk4"), equal in the clock.
     coordinates: "angle", "ratio", "log_snr" or "time", those of the integration (see ``solvers.flow``); "auto": in the
-        angle where the process is Gaussian.
+        angle where the process is Gaussian, and for a fixed-step method in the ratio.
     """
 
     rtol: float = 1e-5
@@ -96,7 +96,7 @@ class ProbabilityFlow(Solver):
         return x
 
     def _integrate(self, model: ScoreField, x: Tensor, start: float, end: float) -> Tensor:
-        path = flow(self.coordinates, model)
+        path = flow(self.coordinates, model, self.method in FIXED)
 
         def slope(reading: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
             return (path.slope(state[0], reading),)

@@ -132,7 +132,7 @@ def test_tables_say_met_and_missed():
     assert text.count("missed") == 6 and "71 missed" in text and "- missed" in text
     steps = density_tables.fixed(records("rk4", [(100, 1e-3), (200, 1e-3)]), {"rk4": density_tables.RK4}, (100, 200))
     assert "1.0e-03 met" in steps and "1.0e-03 missed" in steps
-    pair = records("dopri5", [(50, 1e-2), (200, 1e-4)]) + records("defect", [(50, 9e-4), (100, 9e-4)])
+    pair = records("dopri5", [(50, 1e-2), (200, 1e-4)]) + records(density_ways.ONE_PASS, [(50, 9e-4), (100, 9e-4)])
     text = density_tables.advantage(pair, (50, 100))
     assert "11.1 met" in text and "1.11 missed" in text
 

@@ -147,7 +147,7 @@ def test_encoding_that_needs_the_pair_is_refused():
 
 @pytest.mark.parametrize("options", [{"coordinates": "angle"}, {"endpoint_correction": True}], ids=str)
 def test_likelihoods_that_need_the_pair_are_refused(options):
-    with pytest.raises(TypeError, match="need a ScoreModel under a GaussianSDE, found ScoreFunction"):
+    with pytest.raises(TypeError, match="needs a ScoreModel under a GaussianSDE, found ScoreFunction"):
         log_likelihood(exact_model(SDE_), torch.zeros(2, 1), **options)
 
 
