@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Dequantizer(ABC):
     levels: int
     low: float
     high: float
+    trained_on: ClassVar[str] = "uniform"
+    """What the model must have been trained on: data spread over their bins, "uniform", or at their "centres"."""
 
     @property
     def bin_width(self) -> float:

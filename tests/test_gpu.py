@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from configurations import configuration
+from experiments.evaluation import evaluate
 
 from experiments import training
 from experiments.data import digits
-from experiments.evaluation import evaluate
 from experiments.problem import Problem
 from experiments.run import Run
 from models import MLP, GaussianMixture, ScoreNetwork

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from configurations import configuration
+from experiments.evaluation import evaluate
 
 from experiments.baselines import pixel_histogram
 from experiments.data import Data, digits
-from experiments.evaluation import evaluate
 from experiments.problem import Problem, build_model
 
 TINY = ("net=mlp", "net.width=8", "net.depth=1")
