@@ -13,16 +13,7 @@ from torch import Tensor
 
 from experiments.idx import DataError, read_idx
 
-__all__ = [
-    "Data",
-    "DataError",
-    "digits",
-    "digits_faint",
-    "digits_inverted",
-    "digits_shuffled",
-    "mixture2d",
-    "mnist",
-]
+__all__ = ["Data", "DataError", "digits", "digits_inverted", "digits_shuffled", "mixture2d", "mnist"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +68,6 @@ def _stratified(index: Tensor, labels: Tensor, size: int, seed: int) -> tuple[Te
 def digits_inverted(seed: int = 0) -> Data:
     """``digits`` with dark for bright: level k becomes 16 - k."""
     return _altered("digits_inverted", lambda images, _: 16 - images, seed)
-
-
-def digits_faint(seed: int = 0) -> Data:
-    """``digits`` with a quarter of the contrast: level k becomes k // 4. Simple images are often the more likely ones."""
-    return _altered("digits_faint", lambda images, _: images // 4, seed)
 
 
 def digits_shuffled(seed: int = 0) -> Data:

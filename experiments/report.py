@@ -60,6 +60,27 @@ def likelihood(
     return "\n".join(lines)
 
 
+def out_of_distribution(
+    unit: str,
+    means: dict[str, float],
+    scores: dict[str, tuple[float, float]],
+    other: str,
+    reference: tuple[str, float],
+) -> str:
+    """How well each score tells another data set apart, and what must be known to read it."""
+    rows = [(label, f"{area:.3f} ± {stderr:.3f}") for label, (area, stderr) in scores.items()]
+    told = "; ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    return "\n".join(
+        [
+            f"Is {other} told apart from the test data by its likelihood? Mean {unit}: {told}",
+            table(("score, high for the other data set", "AUROC"), rows),
+            f"typicality: distance from the mean of the {reference[0]} split, {reference[1]:.3f}",
+            "Likelihood alone is known to fail: simple images can be more likely than what a model was trained on (AUROC",
+            "below 0.5; Nalisnick et al., 2019); typicality sees them, but not other data that cost the same.",
+        ]
+    )
+
+
 def pictures(paths: list[Path]) -> str:
     """Where the pictures are."""
     return "\n".join(["Pictures:", *(f"  {path}" for path in paths)])

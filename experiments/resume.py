@@ -6,6 +6,7 @@ are refused, and not mixed.
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def digest(file: Path) -> str:
 
 
 class Partial:
-    """The examples done so far, in ``path``, begun from those in ``source`` (which may be ``path``) where there are any.
+    """The examples done so far, in ``path``; begun from those in ``source``, which may be ``path``, if there is one.
 
     ``settings``: plain values that the results depend on. Raises ``ConfigError`` where those of ``source`` differ.
     """
@@ -55,7 +56,7 @@ class Partial:
             with np.load(source, allow_pickle=False) as content:
                 arrays = dict(content)
             settings = str(arrays.pop("settings"))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             cause = type(error).__name__
             raise ConfigError(f"resume: {source} is not readable ({cause}); leave resume out to begin anew") from error
         if settings != self.settings:

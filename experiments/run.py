@@ -46,7 +46,7 @@ class Run:
     @property
     def partial(self) -> Path:
         """Where a task keeps what it has so far, for another run to go on from."""
-        return self.path(*PARTIAL)
+        return self.folder.joinpath(*PARTIAL)
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder, whose parent exists."""
