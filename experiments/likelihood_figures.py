@@ -35,26 +35,25 @@ def histogram(groups: dict[str, Tensor], label: str, path: Path, title: str | No
 def out_of_distribution(scores: dict[str, dict[str, Tensor]], titles: dict[str, str], path: Path) -> Path:
     """One histogram of the groups (name -> (N,)) for each score (label -> groups), with its title."""
     with canvas(path, 5.2 * len(scores), 3.6) as figure:
-        for axes, (label, groups) in zip(
-            figure.subplots(1, len(scores), squeeze=False).flat, scores.items(), strict=True
-        ):
+        panels = figure.subplots(1, len(scores), squeeze=False).flat
+        for axes, (label, groups) in zip(panels, scores.items(), strict=True):
             _histogram(axes, groups, label, titles[label])
     return path
 
 
 def extreme_images(images: Tensor, values: Tensor, label: str, path: Path, columns: int = 10, rows: int = 2) -> Path:
-    """Of images (N, C, H, W) in [-1, 1] those of the lowest and those of the highest values (N,), as two panels."""
+    """Of images (N, C, H, W) in [-1, 1] the most and the least likely, by costs (N,) in units of ``label``."""
     x = checked_images("images", images)
     value = checked("values", values, str(len(x)))
     order = value.argsort()
     few = max(1, min(columns * rows, len(x) // 2))
-    panels = {"lowest": order[:few], "highest": order[len(x) - few :].flip(0)}
+    panels = {"most likely": order[:few], "least likely": order[len(x) - few :].flip(0)}
     mosaics = [tile(x[index], columns) for index in panels.values()]
     height, width = (size / DPI for size in mosaics[0].shape[:2])
     with canvas(path, max(width, 3.5), 2 * (height + 0.35)) as figure:
         for axes, (name, index), mosaic in zip(figure.subplots(2, 1), panels.items(), mosaics, strict=True):
-            first, last = value[index[0]].item(), value[index[-1]].item()
-            show_image(axes, mosaic, f"{name}: {first:.3g} to {last:.3g} {label}")
+            low, high = value[index].min().item(), value[index].max().item()
+            show_image(axes, mosaic, f"{name}: {low:.3g} to {high:.3g} {label}")
     return path
 
 
@@ -101,13 +100,15 @@ def _histogram(axes, groups: dict[str, Tensor], label: str, title: str | None) -
     """As densities, so that groups of different sizes compare."""
     values = {name: checked(f"groups[{name!r}]", group, "N") for name, group in groups.items()}
     together = torch.cat(list(values.values()))
+    bins = min(40, max(8, round(1.5 * min(map(len, values.values())) ** 0.5)))
     low, high = (together.quantile(q).item() for q in (0.005, 0.995))
-    edges = torch.linspace(low, max(high, low + 1e-6 * max(1.0, abs(low))), 41, dtype=torch.float64)
+    edges = torch.linspace(low, max(high, low + 1e-6 * max(1.0, abs(low))), bins + 1, dtype=torch.float64)
     colours = (BLUE, ORANGE, FAINT)
     for i, (name, value) in enumerate(values.items()):
-        colour = colours[i % len(colours)]
+        colour, mean = colours[i % len(colours)], value.mean().item()
         inside = value.clamp(edges[0].item(), edges[-1].item()).numpy()
-        axes.hist(inside, bins=edges.numpy(), density=True, color=colour, alpha=0.5, label=f"{name} ({len(value)})")
-        axes.axvline(value.mean().item(), color=colour, linestyle="--", linewidth=1.2)
+        says = f"{name}: {len(value)}, mean {mean:.3g}"
+        axes.hist(inside, bins=edges.numpy(), density=True, color=colour, alpha=0.5, label=says)
+        axes.axvline(mean, color=colour, linestyle="--", linewidth=1.2)
     axes.set(xlabel=label, ylabel="density of examples", title=title or "")
     axes.legend()

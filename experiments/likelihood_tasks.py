@@ -45,11 +45,8 @@ def out_of_distribution(config: DictConfig, run: Run) -> None:
     model, estimator = prepared(session, load_model(session))
     split = config.likelihood.split
     reference = "train" if split == "validation" else "validation"
-    sets = {
-        "reference": (session.problem.data, reference),
-        "test": (session.problem.data, split),
-        other.name: (other, split),
-    }
+    own = session.problem.data
+    sets = {"reference": (own, reference), "test": (own, split), other.name: (other, split)}
     cost = {name: _cost(session, model, estimator, *where) for name, where in sets.items()}
     _compare_costs(session, cost, other.name, reference)
     session.close()

@@ -75,8 +75,8 @@ def out_of_distribution(
             f"Is {other} told apart from the test data by its likelihood? Mean {unit}: {told}",
             table(("score, high for the other data set", "AUROC"), rows),
             f"typicality: distance from the mean of the {reference[0]} split, {reference[1]:.3f}",
-            "Likelihood alone is known to fail: simple images can be more likely than what a model was trained on (AUROC",
-            "below 0.5; Nalisnick et al., 2019); typicality sees them, but not other data that cost the same.",
+            "Likelihood alone is known to fail: simple images can be more likely than what a model was trained on",
+            "(AUROC below 0.5; Nalisnick et al., 2019); typicality sees them, but not other data that cost the same.",
         ]
     )
 

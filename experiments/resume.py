@@ -53,7 +53,7 @@ class Partial:
 
     def _read(self, source: Path) -> Examples | None:
         try:
-            with np.load(source, allow_pickle=False) as content:
+            with source.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 arrays = dict(content)
             settings = str(arrays.pop("settings"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
