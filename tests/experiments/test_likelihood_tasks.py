@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from experiments import estimator, likelihood_tasks, training
 from experiments.build import ConfigError
+from experiments.callbacks import RefuseTakenFolders
 from experiments.data import DataError, digits, mixture2d
 from experiments.estimator import PARTS
 from experiments.problem import Problem
@@ -115,6 +116,24 @@ def test_other_settings_or_another_checkpoint_do_not_go_on(tmp_path, of_digits, 
         run(likelihood_tasks.likelihood, tmp_path / "d", *given, resume="/nowhere")
 
 
+def test_only_an_unfinished_run_lets_the_command_line_into_its_folder(tmp_path, capsys):
+    def start(resume):
+        RefuseTakenFolders().on_run_start(
+            OmegaConf.create({"resume": resume, "hydra": {"run": {"dir": str(tmp_path)}}})
+        )
+
+    opened = Run(tmp_path, "likelihood")
+    opened.path("likelihood", "partial.npz").write_bytes(b"")
+    opened.end("interrupted")
+    start("auto")
+    with pytest.raises(SystemExit):
+        start(None)
+    Run(tmp_path, "likelihood", resume=True).end("done")
+    with pytest.raises(SystemExit):
+        start("auto")
+    assert "already holds a run" in capsys.readouterr().err
+
+
 def test_what_is_not_interrupted_is_not_resumed(tmp_path, of_digits):
     given = (*HELD_OUT, f"checkpoint={of_digits}")
     run(likelihood_tasks.likelihood, tmp_path / "a", *given, resume="auto")  # nothing there: from the beginning
@@ -184,7 +203,7 @@ def test_other_data_are_scored_by_likelihood_and_typicality(tmp_path, of_digits)
 def test_data_are_not_told_apart_from_themselves(tmp_path, of_plane):
     given = (*PLANE, f"checkpoint={of_plane}", "data@ood.against=mixture2d")
     scores = run(likelihood_tasks.out_of_distribution, tmp_path, *given)["ood"]["scores"]
-    assert [score["auroc"] for score in scores.values()] == [0.5, 0.5]
+    assert [score["auroc"] for score in scores.values()] == pytest.approx([0.5, 0.5])
 
 
 def test_ways_between_examples(tmp_path, of_digits, of_plane):
