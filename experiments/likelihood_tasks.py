@@ -97,15 +97,17 @@ def check_likelihood(session: Session, sde: GaussianSDE) -> None:
 
 
 def dequantizer_of(session: Session, sde: GaussianSDE) -> Dequantizer | None:
-    """The dequantizer that the settings name, or the one of the data."""
-    settings, own = session.config.likelihood, session.problem.dequantizer
-    if settings.dequantizer is None:
-        return own
-    if own is None:
-        raise ConfigError("likelihood.dequantizer is for data of known levels; these are continuous: leave it at null")
-    convention = {"sde": sde, "levels": own.levels, "low": own.low, "high": own.high}
-    found = build(settings.dequantizer, where="likelihood.dequantizer", **convention)
-    check_convention(session.problem.convention(), found, session.problem.data.shape)
+    """The dequantizer that the settings name, or the one of the data; refused where the model was trained otherwise."""
+    settings, found = session.config.likelihood, session.problem.dequantizer
+    if settings.dequantizer is not None:
+        if found is None:
+            raise ConfigError(
+                "likelihood.dequantizer is for data of known levels; for continuous ones leave it at null"
+            )
+        bins = {"levels": found.levels, "low": found.low, "high": found.high}
+        found = build(settings.dequantizer, where="likelihood.dequantizer", sde=sde, **bins)
+    if found is not None:
+        check_convention(session.problem.convention(), found, session.problem.data.shape)
     return found
 
 
@@ -284,8 +286,8 @@ def _report_ways(session: Session, model: ScoreModel, ways: Tensor, rmse: float)
 
 
 def _as_x(session: Session, values: Tensor) -> Tensor:
-    """Points, or one uniform draw of levels."""
-    return session.problem.dequantizer.draw(values, session.config.seed).x if session.problem.dequantizer else values
+    """As training sees them."""
+    return session.problem.x(values, torch.Generator().manual_seed(session.config.seed))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

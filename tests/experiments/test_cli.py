@@ -171,8 +171,8 @@ def test_an_interrupted_evaluation_says_how_to_go_on_and_does(tmp_path):
     while time.time() < deadline and not (partial.is_file() and partial.stat().st_size > 3000):
         time.sleep(0.05)  # an empty one has about 2300 bytes
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and f"resume=auto hydra.run.dir={cut}" in err and "Traceback" not in err, err
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"resume=auto hydra.run.dir={cut}" in out and "Traceback" not in err, err
     assert score_sde(*given, f"hydra.run.dir={cut}")[0] == 2
     code, out, err = score_sde(*given, "resume=auto", f"hydra.run.dir={cut}")
     assert code == 0 and "Likelihood of 60 examples" in out, err

@@ -21,7 +21,7 @@ NET = ("net=mlp", "net.width=8", "net.depth=1", "train.steps=2", "seed=3")
 PLANE = ("data=mixture2d", "data.train=50", "parametrization=noise", *NET)
 DIGITS = ("parametrization=levels", *NET)
 HELD_OUT = (*DIGITS, "likelihood.split=validation")  # the test split is shown beside baselines, which take seconds
-QUICK = ("likelihood.rtol=1e-2", "likelihood.atol=1e-2", "likelihood.samples=12", "likelihood.batch_size=5")
+QUICK = ("likelihood.method=rk4", "likelihood.steps=10", "likelihood.samples=12", "likelihood.batch_size=5")
 
 
 def folder_of(tmp_path_factory, name, problem, overrides):
@@ -42,7 +42,7 @@ def of_digits(tmp_path_factory):
 
 def run(task, folder, *overrides, resume=None):
     """A task in a folder; its summary."""
-    config = configuration(*overrides, *QUICK, *([f"resume={resume}"] if resume else []))
+    config = configuration(*QUICK, *overrides, *([f"resume={resume}"] if resume else []))
     opened = Run(folder, task.__name__, resume == "auto")
     try:
         task(config, opened)
@@ -207,7 +207,8 @@ def test_data_are_not_told_apart_from_themselves(tmp_path, of_plane):
 
 
 def test_ways_between_examples(tmp_path, of_digits, of_plane):
-    given = ("interpolate.pairs=2", "interpolate.points=3", "interpolate.log_prob=true")
+    given = ["interpolate.pairs=2", "interpolate.points=3", "interpolate.log_prob=true"]
+    given += ["likelihood.method=dopri5", "likelihood.steps=null", "likelihood.rtol=1e-3", "likelihood.atol=1e-3"]
     for name, data, folder in (("digits", DIGITS, of_digits), ("plane", PLANE, of_plane)):
         place = tmp_path / name
         summary = run(likelihood_tasks.interpolate, place, *data, f"checkpoint={folder}", *given)
@@ -229,7 +230,7 @@ def test_ways_between_examples(tmp_path, of_digits, of_plane):
         ("likelihood", ["likelihood.draws=0"], "likelihood: draws must be a positive integer"),
         ("likelihood", ["likelihood.draws=2"], "continuous data have no dequantization"),
         ("likelihood", ["likelihood.t_min=auto"], "t_min='auto' goes by the bins"),
-        ("likelihood", ["dequantizer@likelihood.dequantizer=uniform"], "these are continuous: leave it at null"),
+        ("likelihood", ["dequantizer@likelihood.dequantizer=uniform"], "for continuous ones leave it at null"),
         ("likelihood", ["checkpoint=/nowhere"], "there is no file /nowhere"),
         ("out_of_distribution", [], "needs another data set: data@ood.against=digits_inverted"),
         ("out_of_distribution", ["data@ood.against=digits_shuffled"], "ood.against: needs examples of shape"),
