@@ -208,8 +208,9 @@ def test_data_are_not_told_apart_from_themselves(tmp_path, of_plane):
 
 def test_ways_between_examples(tmp_path, of_digits, of_plane):
     given = ["interpolate.pairs=2", "interpolate.points=3", "interpolate.log_prob=true"]
-    given += ["likelihood.method=dopri5", "likelihood.steps=null", "likelihood.rtol=1e-3", "likelihood.atol=1e-3"]
-    for name, data, folder in (("digits", DIGITS, of_digits), ("plane", PLANE, of_plane)):
+    given += ["likelihood.method=dopri5", "likelihood.steps=null"]
+    rough, fine = (["likelihood.rtol=" + tolerance, "likelihood.atol=" + tolerance] for tolerance in ("1e-2", "1e-6"))
+    for name, data, folder in (("digits", (*DIGITS, *rough), of_digits), ("plane", (*PLANE, *fine), of_plane)):
         place = tmp_path / name
         summary = run(likelihood_tasks.interpolate, place, *data, f"checkpoint={folder}", *given)
         ways = np.load(place / "samples" / "interpolation.npy")
