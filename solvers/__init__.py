@@ -7,7 +7,8 @@ from solvers.bridge import DDIM, Ancestral
 from solvers.chains import DDPM, AnnealedLangevin
 from solvers.corrector import Corrector, PredictorCorrector
 from solvers.decoder import DiscretizedGaussian
-from solvers.divergence import Divergence, Exact, Hutchinson
+from solvers.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus, default_divergence
+from solvers.endpoint import EndpointWarning
 from solvers.euler import Euler
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.exponential_adams import ExponentialAdams
@@ -15,14 +16,18 @@ from solvers.grids import GRIDS, time_grid
 from solvers.heun import Heun
 from solvers.langevin import Langevin
 from solvers.likelihood import Likelihood, log_likelihood
+from solvers.line import inconsistency, line_likelihood
+from solvers.matched_prior import MatchedPrior, matched_prior
 from solvers.multistep import DPMSolver, UniPC
 from solvers.ode import ODEError
 from solvers.probability_flow import ProbabilityFlow
 from solvers.reverse_diffusion import ReverseDiffusion
 from solvers.runge_kutta import RungeKutta4
+from solvers.sample import Sampled, sample
 from solvers.sampler import GridSampler, Sampler, Step
 from solvers.sde_dpm_solver import SDEDPMSolver
 from solvers.simulate import simulate
+from solvers.solver_error import SolverError, solver_error
 
 __all__ = [
     "DDIM",
@@ -36,15 +41,18 @@ __all__ = [
     "DPMSolver",
     "DiscretizedGaussian",
     "Divergence",
+    "EndpointWarning",
     "Euler",
     "EulerMaruyama",
     "Exact",
     "ExponentialAdams",
     "GridSampler",
     "Heun",
+    "HutchPlusPlus",
     "Hutchinson",
     "Langevin",
     "Likelihood",
+    "MatchedPrior",
     "ODEError",
     "Output",
     "PredictorCorrector",
@@ -52,13 +60,21 @@ __all__ = [
     "ReverseDiffusion",
     "RungeKutta4",
     "SDEDPMSolver",
+    "Sampled",
     "Sampler",
     "SamplingDiverged",
     "Solver",
+    "SolverError",
     "Step",
     "UniPC",
+    "default_divergence",
     "elbo",
+    "inconsistency",
+    "line_likelihood",
     "log_likelihood",
+    "matched_prior",
+    "sample",
     "simulate",
+    "solver_error",
     "time_grid",
 ]

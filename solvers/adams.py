@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.spectral import gauss_legendre
+
 _PANELS, _POINTS = 4, 16
 
 
@@ -60,11 +62,3 @@ def _quadrature(z: Tensor) -> tuple[Tensor, Tensor]:
     places = ((torch.arange(_PANELS)[:, None] + 0.5 * (1 + nodes)) / _PANELS).flatten()
     width = z.diff()[:, None]
     return z[:-1, None] + width * places, width * weights.repeat(_PANELS) / (2 * _PANELS)
-
-
-def gauss_legendre(order: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [-1, 1] (Golub and Welsch, "Calculation of Gauss quadrature rules", 1969)."""
-    k = torch.arange(1, order, dtype=torch.float64)
-    side = k / torch.sqrt(4 * k.square() - 1)
-    nodes, vectors = torch.linalg.eigh(torch.diag(side, 1) + torch.diag(side, -1))
-    return nodes, 2 * vectors[0].square()

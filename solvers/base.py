@@ -110,7 +110,7 @@ class Solver(ABC):
         if type(trajectory) is not int or trajectory < 0:
             raise ValueError(f"trajectory must be an integer of at least 0, found {trajectory!r}")
         if x_T is None:
-            like = _first_weight(model)
+            like = first_weight(model)
             x_T = model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
         model = Compiled(model) if self.compile else model
         parts, done, first = x_T.to(device=device, dtype=dtype).split(batch_size or max(1, len(x_T))), [], 0
@@ -157,7 +157,7 @@ def _joined(parts: list[Output]) -> Output:
     return Output(x, max(part.nfe for part in parts), trajectory, times)
 
 
-def _first_weight(model: torch.nn.Module) -> Tensor:
+def first_weight(model: torch.nn.Module) -> Tensor:
     """A tensor on the device and in the type of a model; a schedule that learns has its own, and decides neither."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     own = (p for name, p in tensors if p.is_floating_point() and "sde" not in name.split("."))

@@ -1,12 +1,15 @@
 r"""The coordinates in which the probability-flow ODE is integrated.
 
 In t the velocity of a variance-preserving process grows without bound towards the data, and that of a
-variance-exploding one towards the noise. With the angle u = atan(sigma / alpha) as time and the state
-w = x / sqrt(alpha^2 + sigma^2), of unit variance for data of unit variance, the ODE of every Gaussian SDE is the same,
+variance-exploding one towards the noise. The state w = x / sqrt(alpha^2 + sigma^2) has unit variance for data of unit
+variance, and with s = sigma / alpha the ODE of every Gaussian SDE is the same (Karras et al., 2022, eq. 4),
 
-    dw/du = cos(u) eps - sin(u) x_0,
+    dw/ds = (eps - s x_0) / Q^3,        Q = sqrt(1 + s^2).
 
-finite at both ends: adaptive methods need fewer evaluations, and the two predictions enter without a derivative.
+As the clock, the angle u = atan(s) gives dw/du = cos(u) eps - sin(u) x_0, and v = s / (s + 1/2), with h = Q (1 - v),
+gives dw/dv = ((1 - v) eps - v x_0 / 2) / (2 h^3): both are finite at both ends, for s from 0 to infinity, and the two
+predictions enter without a derivative. v spends more of its steps where s is about 1/2. The third clock is ln s: many
+steps near the data and few elsewhere, for fixed steps where a network is rough near the data.
 """
 
 import math
@@ -15,8 +18,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sde import ScoreField, ScoreModel
+from sde import Prediction, ScoreField, ScoreModel
 from sde.base import expand
+
+_HALF = 0.5  # the s at the middle of the clock v
 
 
 class Flow(ABC):
@@ -42,28 +47,90 @@ class Flow(ABC):
         """Derivative of the state with respect to the clock."""
 
 
-class AngleFlow(Flow):
-    """State w and clock u of the module's docstring."""
+class UnitFlow(Flow):
+    """The state w of the module's docstring; a subclass states the clock."""
 
     def reading(self, t: float) -> float:
-        return math.atan2(*(float(c) for c in self._sigma_alpha(t)))
+        t = torch.tensor(t, dtype=torch.float64)
+        return self.clock(float(self.sde.sigma(t)), float(self.sde.alpha(t)))
 
     def time(self, reading: Tensor) -> Tensor:
-        cos = torch.cos(reading).clamp(min=0)  # a pi / 2 that was rounded up is past the end
-        return self.sde.time(2 * (cos.log() - torch.sin(reading).log()))
+        return self.sde.time(self.log_snr(reading))
 
     def scale(self, t: float) -> float:
-        return math.hypot(*(float(c) for c in self._sigma_alpha(t)))
+        t = torch.tensor(t, dtype=torch.float64)
+        return math.hypot(float(self.sde.alpha(t)), float(self.sde.sigma(t)))
 
     def slope(self, state: Tensor, reading: Tensor) -> Tensor:
-        u = reading.to(state)
-        t = self.time(u)
-        x0, eps = self.model(expand(torch.hypot(self.sde.alpha(t), self.sde.sigma(t)), state) * state, t)
-        return torch.cos(u) * eps - torch.sin(u) * x0
+        t = self.time(reading.to(state))
+        length = torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+        return self.of_pair(self.model(expand(length, state) * state, t), reading.to(state))
 
-    def _sigma_alpha(self, t: float) -> tuple[Tensor, Tensor]:
-        t = torch.tensor(t, dtype=torch.float64)
-        return self.sde.sigma(t), self.sde.alpha(t)
+    def of_pair(self, pair: Prediction, reading: Tensor) -> Tensor:
+        """The slope, read off the pair."""
+        of_eps, of_x0 = self.weights(reading)
+        return of_eps * pair.eps - of_x0 * pair.x0
+
+    @abstractmethod
+    def clock(self, sigma: float, alpha: float) -> float:
+        """What it shows at the noise level sigma / alpha."""
+
+    @abstractmethod
+    def log_snr(self, reading: Tensor) -> Tensor:
+        """The log-SNR at ``reading``."""
+
+    @abstractmethod
+    def weights(self, reading: Tensor) -> tuple[Tensor, Tensor]:
+        """What eps, and less what x_0 is multiplied by in the slope."""
+
+
+class AngleFlow(UnitFlow):
+    """The clock u = atan(s)."""
+
+    def clock(self, sigma: float, alpha: float) -> float:
+        return math.atan2(sigma, alpha)
+
+    def log_snr(self, reading: Tensor) -> Tensor:
+        cos = torch.cos(reading).clamp(min=0)  # a pi / 2 that was rounded up is past the end
+        return 2 * (cos.log() - torch.sin(reading).log())
+
+    def weights(self, reading: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cos(reading), torch.sin(reading)
+
+
+class RatioFlow(UnitFlow):
+    """The clock v = s / (s + 1/2)."""
+
+    def clock(self, sigma: float, alpha: float) -> float:
+        return sigma / (sigma + _HALF * alpha)
+
+    def log_snr(self, reading: Tensor) -> Tensor:
+        return 2 * ((1 - reading).log() - (_HALF * reading).log())
+
+    def weights(self, reading: Tensor) -> tuple[Tensor, Tensor]:
+        far, near = _HALF * reading, 1 - reading
+        common = _HALF / torch.hypot(far, near) ** 3
+        return common * near, common * far
+
+
+class LogFlow(UnitFlow):
+    """The clock ln(s); the ends must be finite."""
+
+    def clock(self, sigma: float, alpha: float) -> float:
+        if not (alpha > 0 and sigma > 0):
+            raise ValueError(
+                f"coordinates='log_snr' need a finite log-SNR at both ends of time, and under {self.sde} one is "
+                "infinite; take coordinates='angle' or 'ratio'"
+            )
+        return math.log(sigma / alpha)
+
+    def log_snr(self, reading: Tensor) -> Tensor:
+        return -2 * reading
+
+    def weights(self, reading: Tensor) -> tuple[Tensor, Tensor]:
+        s = reading.exp()
+        of_eps = s / torch.hypot(torch.ones_like(s), s) ** 3
+        return of_eps, s * of_eps
 
 
 class TimeFlow(Flow):
@@ -87,7 +154,9 @@ def natural(model: ScoreField) -> Flow:
     return (AngleFlow if isinstance(model, ScoreModel) else TimeFlow)(model)
 
 
-COORDINATES = {"auto": natural, "angle": AngleFlow, "time": TimeFlow}
+COORDINATES = {"auto": natural, "angle": AngleFlow, "ratio": RatioFlow, "log_snr": LogFlow, "time": TimeFlow}
+ANY_PROCESS = ("auto", "time")
+"""Coordinates that need no pair (x_0, eps)."""
 
 
 def flow(coordinates: str, model: ScoreField) -> Flow:

@@ -7,19 +7,23 @@ divergence together. The number is the density that the flow of the model itself
 the network, once solver error and the probes' error are small.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sde import ScoreField, ScoreModel
+from sde.base import require_count
 from solvers.base import counting
-from solvers.divergence import Divergence, Exact
-from solvers.flow import check_coordinates, flow
-from solvers.ode import integrate
+from solvers.compiled import Compiled
+from solvers.divergence import Divergence, default_divergence
+from solvers.endpoint import check_endpoint, endpoint, endpoint_bias
+from solvers.integration import Integration, integration
+
+LogProb = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,10 @@ class Likelihood:
 
     log_prob = prior + change (+ endpoint). ``prior``: log p_T of the latent. ``change``: the integrated divergence.
     ``latent``: x_T. ``endpoint``: the correction from t_min to clean data, if asked for. ``nfe``: calls of the model,
-    each giving velocity and divergence together. ``stderr``: standard error of the divergence's estimate; zero when it
-    is exact, None for a single probe, whose error can't be seen from one sample.
+    each giving velocity and divergence together; for data in parts, the most for any. ``stderr``: standard error of the
+    divergence's estimate; zero when it is exact, None for a single probe, whose error can't be seen from one sample.
+    ``error``: an estimate of the integration's error, on the safe side; None where the method has none of its own (see
+    ``solver_error``). ``endpoint_bias``: of mean 0 where the score is accurate enough for the correction.
     """
 
     log_prob: Tensor
@@ -39,6 +45,8 @@ class Likelihood:
     nfe: int
     stderr: Tensor | None
     endpoint: Tensor | None = None
+    error: Tensor | None = None
+    endpoint_bias: Tensor | None = None
 
 
 @contextmanager
@@ -58,62 +66,111 @@ def log_likelihood(
     model: ScoreField,
     x: Tensor,
     divergence: Divergence | None = None,
-    method: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    method: str | Integration | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
     steps: int | None = None,
-    prior: Callable[[Tensor], Tensor] | None = None,
+    prior: LogProb | None = None,
     endpoint_correction: bool = False,
     coordinates: str = "auto",
     first: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+    compile: bool = False,
+    gradients: bool = False,
+    max_steps: int = 10_000,
 ) -> Likelihood:
     """Log-density of data ``x`` of shape ``(B, ...)`` under the flow of ``model``.
 
     Parameters
     ----------
-    divergence: ``Exact()`` by default, or ``Hutchinson(probes=...)``.
-    method, rtol, atol, steps, coordinates: as for ``ProbabilityFlow``; the tolerances hold for every sample and for its
-        log-density.
-    prior: log-density x_T -> ``(B,)`` in place of that of the SDE's prior.
-    endpoint_correction: ``x`` is taken as clean data, and the density at t_min is carried on to zero noise by
-        log p_0 = log p_s - (s^2 / 2) (div score + |score|^2), s = sigma / alpha, in data units (the heat equation to
-        first order in s^2; one more call). Without it ``x`` is taken as a sample at t_min, as is usual.
+    divergence: ``Exact()``, ``Hutchinson(probes=...)`` or ``HutchPlusPlus``; by default exact up to 8 dimensions, and
+        two random probes beyond.
+    method: "one_pass" with ``steps`` calls (``solvers.one_pass``), by far the most accurate where those are few, with
+        an estimate of its error; or those of ``ProbabilityFlow``, such as "dopri5" with ``rtol`` and ``atol``, which
+        hold for every sample and for its log-density, or "rk4" with ``steps``. By default "one_pass", with 100 steps
+        unless given; "dopri5" where tolerances or coordinates are given, or the process is not Gaussian.
+    rtol, atol: of adaptive methods, 1e-5 unless given. ``coordinates``, ``max_steps``: as for ``ProbabilityFlow``.
+    prior: log-density x_T -> ``(B,)`` in place of that of the SDE's prior, such as ``matched_prior``.
+    endpoint_correction: ``x`` is taken as clean data, and the density at t_min is carried on to zero noise
+        (``solvers.endpoint``; two more calls, of which one checks the score). Without it ``x`` is taken as a sample at
+        t_min, as is usual.
     first: number of the first sample, for data that are evaluated in parts: it decides their random probes.
+    batch_size: samples at a time, to bound the memory. ``progress``: show a bar of the model's calls.
+    compile: compile the model (``torch.compile``); the products with its Jacobian stay outside.
+    gradients: keep the graph, for gradients of the result with respect to ``x`` and to the model's parameters. It
+        holds every call's activations.
 
-    Raises ``ODEError`` when the integration fails.
+    Raises ``ODEError`` when the integration fails; ``EndpointWarning`` is issued where the score is too rough at t_min.
     """
-    check_coordinates(coordinates)
-    if (endpoint_correction or coordinates == "angle") and not isinstance(model, ScoreModel):
-        raise TypeError(
-            f"coordinates='angle' and endpoint_correction need a ScoreModel under a GaussianSDE, found "
-            f"{type(model).__name__}; use coordinates='time' without the correction"
+    way = integration(model, method, rtol, atol, steps, coordinates, max_steps)
+    _check(model, way, endpoint_correction, batch_size)
+    task = _Task(way, divergence or default_divergence(x), prior, endpoint_correction)
+    run = Compiled(model) if compile else model
+    parts, done, number = x.split(batch_size or max(1, len(x))), [], first
+    bar = tqdm(desc="log-likelihood", unit="call", leave=False, disable=not progress)
+    with torch.set_grad_enabled(gradients), frozen_unless(gradients, model), bar, counting(run, bar) as calls:
+        for part in parts:
+            before = calls.n
+            done.append((task.of(run, part, number), calls.n - before))
+            number += len(part)
+    found = _joined(done)
+    if endpoint_correction:
+        check_endpoint(found.endpoint_bias, found.endpoint.detach())
+    return found
+
+
+@contextmanager
+def frozen_unless(gradients: bool, module: nn.Module) -> Iterator[None]:
+    """``frozen``, unless gradients to the parameters are wanted."""
+    if gradients:
+        yield
+    else:
+        with frozen(module):
+            yield
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is done with each part of the data."""
+
+    way: Integration
+    divergence: Divergence
+    prior: LogProb | None
+    endpoint_correction: bool
+
+    def of(self, model: ScoreField, x: Tensor, first: int) -> dict[str, Tensor | None]:
+        """The tensors of a ``Likelihood``."""
+        divergence, directions = self.divergence, self.divergence.directions(x, first)
+        start, offset, bias = x, None, None
+        if self.endpoint_correction:
+            start, offset = endpoint(model, x, divergence, directions)
+            bias = endpoint_bias(model, x, first)
+        prior = self.prior or model.sde.prior(x.shape).log_prob
+        (latent, estimates), error = self.way.forward(model, start, divergence, directions, prior)
+        log_prior = prior(latent)
+        mean, stderr = divergence.summary(estimates if offset is None else estimates + offset)
+        change = divergence.summary(estimates)[0]
+        parts = {"log_prob": log_prior + mean, "prior": log_prior, "change": change, "latent": latent}
+        parts["endpoint"] = None if offset is None else divergence.summary(offset)[0]
+        return parts | {"stderr": stderr, "error": error, "endpoint_bias": bias}
+
+
+def _check(model: ScoreField, way: Integration, endpoint_correction: bool, batch_size: int | None) -> None:
+    if (endpoint_correction or way.needs_pair) and not isinstance(model, ScoreModel):
+        asked = (
+            "endpoint_correction" if endpoint_correction else f"method={way.method!r}, coordinates={way.coordinates!r}"
         )
-    divergence, sde = divergence or Exact(), model.sde
-    directions = divergence.directions(x, first)
-    with torch.no_grad(), frozen(model), counting(model) as calls:
-        start, offset = _endpoint(model, x, divergence, directions) if endpoint_correction else (x, None)
-        path = flow(coordinates, model)
-
-        def slopes(reading: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return divergence.along(lambda w: path.slope(w, reading), state[0], directions)
-
-        ends, nothing = (sde.t_min, sde.t_max), x.new_zeros(len(x), divergence.count(x))
-        readings, (scale, last_scale) = map(path.reading, ends), map(path.scale, ends)
-        state = (start / scale, nothing)
-        latent, change = integrate(slopes, state, *readings, method, rtol, atol, steps, time=path.time)
-        latent = latent * last_scale
-        # The state's density is x's times scale^D.
-        change = change + x[0].numel() * math.log(last_scale / scale)
-        log_prior = (prior or sde.prior(x.shape).log_prob)(latent)
-    mean, stderr = divergence.summary(change if offset is None else change + offset)
-    change, endpoint = divergence.summary(change)[0], None if offset is None else divergence.summary(offset)[0]
-    return Likelihood(log_prior + mean, log_prior, change, latent, calls.n, stderr, endpoint)
+        raise TypeError(
+            f"{asked} needs a ScoreModel under a GaussianSDE, found {type(model).__name__}; "
+            "use coordinates='time' without the correction"
+        )
+    if batch_size is not None:
+        require_count(batch_size, "batch_size")
 
 
-def _endpoint(model: ScoreModel, x: Tensor, divergence: Divergence, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha x, and the estimates ``(B, E)`` of log p_0(x) - log p_t(alpha x) at t = t_min."""
-    t = torch.tensor(model.sde.t_min).to(x)
-    alpha, sigma = model.sde.alpha(t), model.sde.sigma(t)
-    score, trace = divergence.along(lambda y: model.score(y, t), alpha * x, directions)
-    squared = score.square().flatten(1).sum(1, keepdim=True)
-    return alpha * x, x[0].numel() * alpha.log() - 0.5 * sigma.square() * (trace + squared)
+def _joined(parts: list[tuple[dict[str, Tensor | None], int]]) -> Likelihood:
+    names = [field.name for field in fields(Likelihood) if field.name != "nfe"]
+    columns = {name: [part[name] for part, _ in parts] for name in names}
+    whole = {name: None if column[0] is None else torch.cat(column) for name, column in columns.items()}
+    return Likelihood(**whole, nfe=max(nfe for _, nfe in parts))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from sde.base import require_count
+
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 """Not "fehlberg2", whose estimate is so much below its error that the tolerances mean nothing."""
 FIXED = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -23,7 +25,7 @@ class ODEError(RuntimeError):
     """The integration of an ODE failed."""
 
 
-def check_method(method: str, rtol: float, atol: float, steps: int | None):
+def check_method(method: str, rtol: float, atol: float, steps: int | None, max_steps: int = 1):
     """Refuse a method, tolerances and steps that do not belong together."""
     if method in FIXED:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -35,6 +37,7 @@ def check_method(method: str, rtol: float, atol: float, steps: int | None):
         raise ValueError(f"method={method!r} chooses its own steps: leave steps out, or take method='rk4'")
     elif not (rtol > 0 and atol > 0):
         raise ValueError(f"rtol and atol must be positive, found rtol={rtol!r}, atol={atol!r}")
+    require_count(max_steps, "max_steps")
 
 
 def worst_sample(errors: State) -> Tensor:
@@ -62,7 +65,7 @@ def integrate(
     ``time`` turns the reading of the clock that the caller integrates in into t, for messages. Raises ``ODEError`` with
     t, the number of evaluations and a cure.
     """
-    check_method(method, rtol, atol, steps)
+    check_method(method, rtol, atol, steps, max_steps)
     watched = _Watched(function, time, min(start, end), max(start, end))
     ends = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
     if method in FIXED:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde import Noise, ScoreField
 from solvers.base import Solver
-from solvers.flow import check_coordinates, flow
+from solvers.flow import ANY_PROCESS, check_coordinates, flow
 from solvers.ode import FIXED, check_method, integrate
 
 
@@ -30,8 +30,8 @@ class ProbabilityFlow(Solver):
     rtol, atol: tolerances of an adaptive ``method`` ("dopri5", "dopri8", "bosh3", "adaptive_heun", of
         orders 5, 8, 3, 2), which every sample meets. Tight ones are for the higher orders.
     steps: number of steps of a fixed-step ``method`` ("euler", "midpoint", "rk4"), equal in the clock.
-    coordinates: "angle" or "time", those of the integration (see ``solvers.flow``); "auto": in the angle where the
-        process is Gaussian.
+    coordinates: "angle", "ratio", "log_snr" or "time", those of the integration (see ``solvers.flow``); "auto": in the
+        angle where the process is Gaussian.
     """
 
     rtol: float = 1e-5
@@ -47,7 +47,7 @@ class ProbabilityFlow(Solver):
 
     @property
     def needs_pair(self) -> bool:
-        return self.coordinates == "angle"
+        return self.coordinates not in ANY_PROCESS
 
     @property
     def calls(self) -> int | None:
@@ -64,6 +64,11 @@ class ProbabilityFlow(Solver):
         self.check_model(model)
         with torch.no_grad():
             return self._integrate(model, latent, model.sde.t_max, model.sde.t_min)
+
+    def round_trip_error(self, model: ScoreField, x: Tensor) -> Tensor:
+        """What encoding and decoding data ``x`` changes: RMS over the values of each sample, ``(B,)``, units of x."""
+        back = self.decode(model, self.encode(model, x))
+        return (back - x).square().flatten(1).mean(1).sqrt()
 
     def interpolate(self, model: ScoreField, x_a: Tensor, x_b: Tensor, n: int) -> Tensor:
         """``n`` samples on the way from data ``x_a`` to ``x_b``, both ``(B, ...)``: ``(n, B, ...)``.

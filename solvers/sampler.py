@@ -106,8 +106,11 @@ class Sampler(Solver):
             raise ValueError(f"{self} adds noise, so its data have no latent; encode by DDIM, Heun or ProbabilityFlow")
         self.check_model(model)
         with torch.no_grad():
-            path = Path(model.sde, self.times(model.sde).flip(0))
-            return self._walk(model, x, path, Draws(Noise(0), x), lambda *_: None, denoise=False)
+            return self.follow(model, x, Path(model.sde, self.times(model.sde).flip(0)))
+
+    def follow(self, model: ScoreField, x: Tensor, path: Path) -> Tensor:
+        """The state at the end of ``path`` from ``x`` at its start, by the steps between its times; without noise."""
+        return self._walk(model, x, path, Draws(Noise(0), x), lambda *_: None, denoise=False)
 
     def _solve(
         self, model: ScoreField, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]

@@ -17,7 +17,6 @@ from oracles import (
     marginal,
     mixture,
     quick,
-    signs,
 )
 from torch import nn
 
@@ -188,117 +187,6 @@ def test_permuted_samples_have_permuted_likelihoods():
     )
 
 
-# The divergence.
-
-
-def field(x):
-    """A field of three dimensions whose Jacobian is full and not symmetric."""
-    a = torch.tensor([[1.0, -0.5, 0.2], [0.7, -2.0, 0.3], [0.1, 0.9, 0.4]], dtype=x.dtype)
-    return torch.sin(x @ a) + 0.1 * x**2 * x.roll(1, dims=-1)
-
-
-def jacobians(x):
-    return torch.stack([torch.autograd.functional.jacobian(field, one) for one in x])
-
-
-def test_the_exact_divergence_is_the_trace():
-    x = Noise(0).normal((5, 3), dtype=torch.float64)
-    value, estimates = Exact().along(field, x, Exact().directions(x))
-    assert torch.equal(value, field(x))
-    expected = jacobians(x).diagonal(dim1=1, dim2=2).sum(1)
-    assert torch.allclose(estimates[:, 0], expected, rtol=1e-12)
-    mean, stderr = Exact().summary(estimates)
-    assert torch.equal(mean, estimates[:, 0]) and not stderr.any()
-
-
-@pytest.mark.parametrize("sde", SDES, ids=str)
-def test_the_divergence_of_a_gaussians_velocity(sde):
-    """f D - g^2 / 2 (-tr V^-1), with V the covariance at t."""
-    model = correlated(sde)
-    for t in (sde.t_min, 0.3 * sde.t_max, last_time(sde)):
-        time = torch.tensor(t, dtype=torch.float64)
-        x = model.sample(4)
-        velocity, found = Exact().along(lambda y, s=time: model.velocity(y, s), x, Exact().directions(x))
-        f = sde.drift(torch.ones(1, 1, dtype=time.dtype), time)[0, 0]
-        trace = torch.linalg.inv(marginal(model, t)[1]).trace()
-        expected = 2 * f + 0.5 * sde.diffusion(time) ** 2 * trace
-        assert torch.allclose(found[:, 0], expected.expand(4), rtol=1e-9), t
-        assert torch.allclose(velocity, model.velocity(x, time), rtol=1e-12)
-
-
-def test_the_mean_over_all_signs_is_the_trace():
-    x = Noise(0).normal((5, 3), dtype=torch.float64)
-    directions = signs(3)[:, None].expand(8, 5, 3)
-    _, estimates = Hutchinson().along(field, x, directions)
-    jacobian = jacobians(x)
-    assert torch.allclose(estimates.mean(1), jacobian.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-12, atol=1e-13)
-    symmetric = 0.5 * (jacobian + jacobian.mT)
-    off = symmetric.square().sum((1, 2)) - symmetric.diagonal(dim1=1, dim2=2).square().sum(1)
-    assert torch.allclose(estimates.var(1, correction=0), 2 * off, rtol=1e-12)
-
-
-def test_variance_of_gaussian_probes():
-    """2 |S|^2 with S the symmetric part, and 1 / k for the mean of k."""
-    x, probes = Noise(0).normal((1, 3), dtype=torch.float64), 40_000
-    divergence = Hutchinson(1, "gaussian")
-    # One probe for each of many copies of a sample, in place of many probes of one.
-    copies = x.expand(probes, 3)
-    _, estimates = divergence.along(field, copies, divergence.directions(copies))
-    jacobian = jacobians(x)[0]
-    variance = 2 * float((0.5 * (jacobian + jacobian.T)).square().sum())
-    assert abs(float(estimates.mean() - jacobian.trace())) < 4 * math.sqrt(variance / probes)
-    assert float(estimates.var()) == pytest.approx(variance, rel=0.05)
-    means = estimates[:, 0].reshape(-1, 8).mean(1)
-    assert float(means.var()) == pytest.approx(variance / 8, rel=0.1)
-
-
-@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
-def test_probes_depend_on_seed_and_sample_alone(distribution):
-    x = torch.zeros(6, 2, 3)
-    whole = Hutchinson(3, distribution, seed=4).directions(x)
-    assert torch.equal(Hutchinson(3, distribution, seed=4).directions(x[:2]), whole[:, :2])
-    assert torch.equal(Hutchinson(2, distribution, seed=4).directions(x), whole[:2])
-    assert not torch.equal(Hutchinson(3, distribution, seed=5).directions(x), whole)
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_probes_are_not_the_noise_that_made_the_samples(number):
-    """Under one seed, or the likelihood of a model's own samples would be biased."""
-    x = torch.zeros(500, 4)
-    probes = Hutchinson(4, "gaussian").directions(x)
-    made = Noise(0).normal((500, 4), number)
-    assert all(abs(float((probe * made).mean())) < 4 / math.sqrt(2000) for probe in probes)
-
-
-def test_the_standard_error_is_that_of_the_probes():
-    model = correlated(VP(t_min=1e-3))
-    x = model.sample(4, seed=1)
-    truth = log_likelihood(model, x)
-    assert torch.equal(truth.stderr, torch.zeros_like(x[:, 0]))
-    assert log_likelihood(model, x, Hutchinson()).stderr is None
-    # The same sample four hundred times: independent probes for each copy.
-    copies = x[:1].expand(400, 2)
-    found = log_likelihood(model, copies, Hutchinson(probes=8), rtol=1e-4, atol=1e-4)
-    spread = float(found.log_prob.std())
-    assert float(found.stderr.square().mean().sqrt()) == pytest.approx(spread, rel=0.15)
-    assert abs(float(found.log_prob.mean() - truth.log_prob[0])) < 4 * spread / 20 + 1e-3
-    assert found.log_prob.shape == found.stderr.shape == (400,)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"probes": 0}, "probes must be a positive integer, found 0"),
-        ({"probes": 1.0}, "probes must be a positive integer"),
-        ({"probes": True}, "probes must be a positive integer"),
-        ({"distribution": "uniform"}, "distribution must be one of rademacher, gaussian, found 'uniform'"),
-    ],
-)
-def test_what_is_no_probe_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=f"Hutchinson: {message}"):
-        Hutchinson(**arguments)
-
-
 # The endpoint.
 
 
@@ -460,7 +348,7 @@ def test_exponentials_in_both_directions(method, ends):
         ({"steps": 10}, "chooses its own steps"),
         ({"method": "heun3"}, "method must be one of"),
         ({"rtol": -1.0}, "rtol and atol must be positive"),
-        ({"coordinates": "log_snr"}, "coordinates must be one of auto, angle, time, found 'log_snr'"),
+        ({"coordinates": "sigma"}, "coordinates must be one of auto, angle, ratio, log_snr, time, found 'sigma'"),
     ],
 )
 def test_a_wrong_combination_is_refused_before_the_first_call(arguments, message):
