@@ -20,7 +20,8 @@ from experiments.estimator import PARTS, Estimator, Examples, Keeper, evaluate
 from experiments.report import table
 from sde import GaussianSDE, ScoreModel
 from sde.diagnosis import TRUNCATION_BOUND, DiagnosisWarning, truncation
-from solvers import Divergence, Exact, Hutchinson
+from solvers import Divergence
+from solvers.divergence import default_divergence
 from solvers.ode import ODEError
 
 
@@ -230,7 +231,7 @@ def bits_per_dim(
         raise ValueError(f"images: expected levels (N, ...) of N >= 1 examples, found shape {tuple(images.shape)}")
     dequantizer = dequantizer or _of_convention(convention)
     check_convention(convention, dequantizer, tuple(images.shape[1:]))
-    divergence = divergence or (Exact() if images[0].numel() <= 8 else Hutchinson(probes=2))
+    divergence = divergence or default_divergence(images)
     ode = (method, rtol, atol, steps, coordinates, prior, endpoint_correction)
     estimator = Estimator(dequantizer, draws, importance, divergence, *ode, seed)
     model = starting_at(model, t_min, dequantizer)

@@ -24,8 +24,7 @@ from experiments.dequantization import Dequantizer, Drawn
 from sde import ScoreModel
 from sde.base import require_count
 from solvers import Divergence, Exact, log_likelihood
-from solvers.flow import check_coordinates
-from solvers.ode import FIXED, check_method
+from solvers.integration import METHODS, Integration
 
 PARTS = ("prior", "divergence", "dequantization", "endpoint", "importance")
 _APART = 2**40  # the probes of draw k are those that an example k times so far away has
@@ -106,8 +105,7 @@ class Estimator:
     seed: int = 0
 
     def __post_init__(self):
-        check_method(self.method, self.rtol, self.atol, self.steps)
-        check_coordinates(self.coordinates)
+        self.way  # noqa: B018 - refuses settings that can't work
         require_count(self.draws, "draws")
         if not isinstance(self.divergence, Divergence):
             raise ValueError(f"divergence must be a Divergence such as Exact(), found {self.divergence!r}")
@@ -124,11 +122,17 @@ class Estimator:
         values = values.to(device_of(model))
         return self._combined([self._one(model, values, number, first) for number in range(self.draws)])
 
+    @property
+    def way(self) -> Integration:
+        """The integration by its settings, checked."""
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, found {self.method!r}")
+        return METHODS[self.method](self.method, self.rtol, self.atol, self.steps, self.coordinates)
+
     def tighter(self) -> "Estimator":
         """The same with twice the steps or ten times smaller tolerances."""
-        if self.method in FIXED:
-            return replace(self, steps=2 * self.steps)
-        return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
+        finer = self.way.finer()
+        return replace(self, **{name: getattr(finer, name) for name in ("rtol", "atol", "steps")})
 
     def describe(self) -> dict[str, Any]:
         """The settings in plain words and values, for reports."""
