@@ -105,7 +105,7 @@ class Estimator:
     seed: int = 0
 
     def __post_init__(self):
-        self.way  # noqa: B018 - refuses settings that can't work
+        _ = self.way
         require_count(self.draws, "draws")
         if not isinstance(self.divergence, Divergence):
             raise ValueError(f"divergence must be a Divergence such as Exact(), found {self.divergence!r}")

@@ -33,6 +33,8 @@ ADAMS = (
 )
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
 
+AUDIT = ("tests/experiments/test_audit.py", "-k", "equal_draws or in_parts or own_probes or automatic_end_costs")
+
 
 class Mutant(NamedTuple):
     """``old`` is in ``file`` exactly once, and ``tests`` (arguments of pytest) must fail with ``new`` in its place."""
@@ -53,6 +55,27 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "importance weights without - log K",
+        "experiments/estimator.py",
+        "single.logsumexp(0) - math.log(k) - single.mean(0)",
+        "single.logsumexp(0) - single.mean(0)",
+        AUDIT,
+    ),
+    Mutant(
+        "every batch with the probes of the first",
+        "experiments/estimator.py",
+        "first + start)",
+        "first)",
+        AUDIT,
+    ),
+    Mutant(
+        "every draw with the same probes",
+        "experiments/estimator.py",
+        "first=first + number * _APART",
+        "first=first",
+        AUDIT,
+    ),
     Mutant(
         "diffusion without its factor 2",
         "sde/base.py",
