@@ -187,6 +187,7 @@ def test_examples_in_parts_are_those_in_one():
     whole, parts = evaluate(model, k, estimator), [evaluate(model, k[:4], estimator), None]
     parts[1] = evaluate(model, k[4:], estimator, first=4)
     assert torch.allclose(whole.log_prob, Examples.joined(parts).log_prob, atol=1e-3)
+    assert torch.allclose(whole.log_prob, evaluate(model, k, estimator, batch_size=4).log_prob, atol=1e-3)
     assert not torch.allclose(whole.log_prob[4:], evaluate(model, k[4:], estimator).log_prob, atol=1e-2)
 
 
