@@ -7,15 +7,17 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments.run import taken
+from experiments.run import taken, unfinished
 
 
 class RefuseTakenFolders(Callback):
     """End the program when the output folder holds a run already, before its configuration is overwritten."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """A single run."""
-        _refuse(Path(config.hydra.run.dir), "status.json", "a run", "hydra.run.dir")
+        """A single run; with resume=auto it may go on where an unfinished one ended."""
+        folder = Path(config.hydra.run.dir)
+        if config.get("resume") != "auto" or not unfinished(folder):
+            _refuse(folder, "status.json", "a run", "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """A sweep."""

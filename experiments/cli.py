@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
 
     hydra_config = HydraConfig.get()
     try:
-        run = Run(hydra_config.runtime.output_dir, hydra_config.runtime.choices.task)
+        run = Run(hydra_config.runtime.output_dir, hydra_config.runtime.choices.task, config.resume == "auto")
     except (RunFolderTaken, OSError) as error:
         return _give_up(error)
     try:
@@ -39,7 +39,8 @@ def main(config: DictConfig) -> None:
         run.end("done")
     except KeyboardInterrupt:
         run.end("interrupted")
-        log.error("interrupted; what was finished is in %s", run.folder)
+        cure = f"; the same command line with resume=auto hydra.run.dir={run.folder} goes on from there"
+        log.error("interrupted; what was finished is in %s%s", run.folder, cure * run.partial.is_file())
         sys.exit(130)
     except Exception as error:
         run.end("failed", f"{type(error).__name__}: {error}")

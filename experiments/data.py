@@ -4,7 +4,8 @@ Discrete data stay integer levels here; a dequantizer owns the map to continuous
 of keyword arguments (a Hydra target) that returns a `Data`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from experiments.idx import DataError, read_idx
 
-__all__ = ["Data", "DataError", "digits", "mixture2d", "mnist"]
+__all__ = ["Data", "DataError", "digits", "digits_inverted", "digits_shuffled", "mixture2d", "mnist"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,28 @@ def _stratified(index: Tensor, labels: Tensor, size: int, seed: int) -> tuple[Te
 
     parts = train_test_split(index.numpy(), test_size=size, stratify=labels[index].numpy(), random_state=seed)
     return tuple(torch.from_numpy(part) for part in parts)
+
+
+def digits_inverted(seed: int = 0) -> Data:
+    """``digits`` with dark for bright: level k becomes 16 - k."""
+    return _altered("digits_inverted", lambda images, _: 16 - images, seed)
+
+
+def digits_shuffled(seed: int = 0) -> Data:
+    """``digits`` with the pixels of each image in a random order of its own."""
+
+    def shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
+        order = torch.rand(len(images), 64, generator=generator).argsort(dim=1)
+        return images.flatten(1).gather(1, order).view_as(images)
+
+    return _altered("digits_shuffled", shuffled, seed)
+
+
+def _altered(name: str, change: Callable[[Tensor, torch.Generator], Tensor], seed: int) -> Data:
+    """The digits, in the splits of ``seed``, with their images changed."""
+    data, generator = digits(seed), torch.Generator().manual_seed(seed)
+    splits = {split: change(getattr(data, split), generator) for split in ("train", "validation", "test")}
+    return replace(data, name=name, **splits)
 
 
 def mnist(path: str | None = None, validation: int = 5000) -> Data:

@@ -103,6 +103,28 @@ def classifier_confidence(
     return confidence | {"accuracy": hits.double().mean().item()}
 
 
+def auroc(positive: Tensor, negative: Tensor) -> tuple[float, float]:
+    """Area under the ROC curve of scores, (M,) that should be high and (N,) that should be low, and its standard error.
+
+    The share of pairs in the right order, ties by half. The error is DeLong, DeLong and Clarke-Pearson's (1988), from
+    the spread over either set of an example's own share. Raises ValueError for fewer than two scores on a side.
+    """
+    high, low = (torch.as_tensor(scores).detach().cpu().double() for scores in (positive, negative))
+    for name, scores in (("positive", high), ("negative", low)):
+        if scores.dim() != 1 or len(scores) < 2 or not scores.isfinite().all():
+            raise ValueError(f"{name}: expected at least 2 finite scores (N,), found shape {tuple(scores.shape)}.")
+    of_high, of_low = _share_below(high, low), 1 - _share_below(low, high)
+    variance = of_high.var() / len(high) + of_low.var() / len(low)
+    return of_high.mean().item(), variance.sqrt().item()
+
+
+def _share_below(scores: Tensor, others: Tensor) -> Tensor:
+    """Of ``others`` (N,), how many lie below each of the scores (M,), ties counted half; as a fraction, (M,)."""
+    ordered = others.sort().values
+    both = torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)
+    return both.double() / (2 * len(others))
+
+
 def _rows(name: str, x: Tensor) -> Tensor:
     """(N, ...) to float64 (N, D) on the CPU."""
     if x.ndim < 2 or x.numel() == 0:

@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.baselines import histogram_log_marginals
 from experiments.build import ConfigError, build
 from experiments.data import Data
-from experiments.dequantization import Dequantizer, Uniform
+from experiments.dequantization import Uniform
 from models import EDMRow, LevelHead, ScoreNetwork
 from models.parametrization import ROWS, Parametrization
 
@@ -62,22 +62,6 @@ class Problem:
     def noise_width(self) -> float | None:
         """The width of the uniform noise in x, None where there is none."""
         return self.dequantizer.bin_width if self.trained_on == Uniform.trained_on else None
-
-    def check(self, dequantizer: Dequantizer) -> None:
-        """Refuse to evaluate with a dequantizer for other bins, or for models trained on other x.
-
-        Raises ``ConfigError``.
-        """
-        bins = ("levels", "low", "high")
-        expected, found = ([getattr(d, name, None) for name in bins] for d in (self.dequantizer, dequantizer))
-        if expected != found:
-            raise ConfigError(f"dequantizer: expected levels, low, high of the data, {expected}, found {found}")
-        if dequantizer.trained_on != self.trained_on:
-            raise ConfigError(
-                f"dequantizer: {type(dequantizer).__name__} is for models trained with dequantization="
-                f"{dequantizer.trained_on}, and here it is {self.trained_on}: the number would mean nothing; "
-                f"take a dequantizer for {self.trained_on}, or train with dequantization={dequantizer.trained_on}"
-            )
 
     def convention(self) -> dict[str, Any]:
         """What a checkpoint must share with the data that it is evaluated on."""

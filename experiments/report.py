@@ -1,10 +1,13 @@
 """What a person reads at the end of a run."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.baselines import Baseline
 from experiments.comparison import Comparison
-from experiments.evaluation import Report
+
+if TYPE_CHECKING:
+    from experiments.audit import Audit  # which writes its own table with this module's
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -41,35 +44,41 @@ def samplers(comparison: Comparison, n: int, seeds: int) -> str:
 
 
 def likelihood(
-    report: Report, baselines: dict[str, Baseline] | None = None, exact: dict[str, float] | None = None
+    found: "Audit", split: str, baselines: dict[str, Baseline] | None = None, exact: dict[str, float] | None = None
 ) -> str:
-    """The likelihood with its parts and errors, beside baselines or the exact value where there are any."""
-    parts = "  ".join(f"{name} {value:+.4f}" for name, value in report.parts().items())
-    value = f"{report.value:.4f} ± {report.stderr:.4f} {report.unit}"
-    lines = [
-        f"Log-likelihood of {report.samples} held-out examples: {value}",
-        f"  {parts}",
-        f"  {_errors(report)}",
-        f"  {report.protocol['sde']}; {report.protocol['ode']}; {report.protocol['divergence']}; {report.nfe:.0f} NFE",
-    ]
+    """The audit, beside baselines or the exact value where there are any."""
+    lines = [f"Likelihood of {found.n} examples of the {split} split", str(found)]
     if exact:
         gap = f"model minus exact: {exact['gap']:+.4f}, RMS {exact['rms']:.4f}"
-        lines.append(f"  exact log-density: {exact['mean']:.4f} nats; {gap}")
+        lines.append(f"exact log-density: {exact['mean']:.4f} nats; {gap}")
     if baselines:
-        found = {name.replace("_", " "): (b.bits_per_dim, b.stderr) for name, b in baselines.items()}
-        found["this model"] = (report.value, report.stderr)
-        ranked = sorted(found.items(), key=lambda item: -item[1][0])
+        beside = {name.replace("_", " "): (b.bits_per_dim, b.stderr) for name, b in baselines.items()}
+        beside["this model"] = (found.value, found.stderr)
+        ranked = sorted(beside.items(), key=lambda item: -item[1][0])
         rows = [(name, f"{bits:.3f} ± {stderr:.3f}") for name, (bits, stderr) in ranked]
-        lines += ["", table(("held-out data", report.unit), rows)]
+        lines += ["", table((f"{split} data", found.unit), rows)]
     return "\n".join(lines)
 
 
-def _errors(report: Report) -> str:
-    probes = "unknown (one probe)" if report.stderr_probes is None else f"{report.stderr_probes:.4f}"
-    text = f"± is one standard error over examples, of it from divergence probes: {probes}"
-    if report.truncation is not None:
-        text += f"; noise at t_min costs at most {report.truncation:.4f}, contained"
-    return text
+def out_of_distribution(
+    unit: str,
+    means: dict[str, float],
+    scores: dict[str, tuple[float, float]],
+    other: str,
+    reference: tuple[str, float],
+) -> str:
+    """How well each score tells another data set apart, and what must be known to read it."""
+    rows = [(label, f"{area:.3f} ± {stderr:.3f}") for label, (area, stderr) in scores.items()]
+    told = "; ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    return "\n".join(
+        [
+            f"Is {other} told apart from the test data by its likelihood? Mean {unit}: {told}",
+            table(("score, high for the other data set", "AUROC"), rows),
+            f"typicality: distance from the mean of the {reference[0]} split, {reference[1]:.3f}",
+            "Likelihood alone is known to fail: simple images can be more likely than what a model was trained on",
+            "(AUROC below 0.5; Nalisnick et al., 2019); typicality sees them, but not other data that cost the same.",
+        ]
+    )
 
 
 def pictures(paths: list[Path]) -> str:

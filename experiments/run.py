@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+PARTIAL = ("likelihood", "partial.npz")
 _PACKAGES = ("torch", "torchdiffeq", "numpy", "hydra-core", "scikit-learn", "matplotlib")
 
 
@@ -24,18 +25,28 @@ class RunFolderTaken(ValueError):
 class Run:
     """One run's folder: ``status.json``, ``metrics.csv``, ``summary.json``, and folders of checkpoints and figures.
 
-    Creating it claims the folder; a folder that holds a run already is refused, so that nothing is overwritten.
+    Creating it claims the folder; a folder that holds a run already is refused, so that nothing is overwritten, but for
+    an unfinished one that left a ``partial`` result, which is taken up again where ``resume`` says so.
     """
 
-    def __init__(self, folder: str | Path, task: str):
+    def __init__(self, folder: str | Path, task: str, resume: bool = False):
         self.folder, self.started, self.summary = Path(folder), time.time(), {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._status = {"task": task, "state": "running", "pid": os.getpid(), "started": _now()}
+        status = self.folder / "status.json"
+        if resume and unfinished(self.folder):
+            self.summary = _read_json(self.folder / "summary.json")
+            os.rename(status, status.with_suffix(".before.json"))  # of two that try, one succeeds
         try:
-            with (self.folder / "status.json").open("x") as file:
+            with status.open("x") as file:
                 json.dump(self._status, file, indent=2)
         except FileExistsError:
             raise RunFolderTaken(taken(self.folder, "a run", "hydra.run.dir")) from None
+
+    @property
+    def partial(self) -> Path:
+        """Where a task keeps what it has so far, for another run to go on from."""
+        return self.folder.joinpath(*PARTIAL)
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder, whose parent exists."""
@@ -112,6 +123,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether the folder holds a run that ended, or died, before it was done, and a partial result to go on from."""
+    status = _read_json(folder / "status.json")
+    died = status.get("state") == "running" and not _alive(status["pid"])
+    return (died or status.get("state") in ("interrupted", "failed")) and folder.joinpath(*PARTIAL).is_file()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # a crash may leave an empty status
+        return {}
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def taken(folder: Path, what: str, key: str) -> str:

@@ -26,12 +26,34 @@ class Train:
 @dataclass
 class LikelihoodSettings:
     divergence: Any = MISSING
-    method: str = MISSING
-    rtol: float = MISSING
-    atol: float = MISSING
+    method: str | None = None
+    rtol: float | None = None
+    atol: float | None = None
     steps: int | None = None
+    coordinates: str = "auto"
+    split: str = "test"
     samples: int | None = None
     batch_size: int = MISSING
+    dequantizer: Any = None
+    draws: int = 1
+    importance: bool = False
+    prior: Any = None
+    endpoint_correction: Any = False
+    t_min: Any = None
+    ode_subset: int = 32
+    bounds: list[int] | None = None
+
+
+@dataclass
+class OutOfDistribution:
+    against: Any = None
+
+
+@dataclass
+class Interpolate:
+    pairs: int = 6
+    points: int = 9
+    log_prob: bool = False
 
 
 @dataclass
@@ -56,10 +78,13 @@ class Config:
     train: Train = field(default_factory=Train)
     likelihood: LikelihoodSettings = field(default_factory=LikelihoodSettings)
     compare: Compare = field(default_factory=Compare)
+    ood: OutOfDistribution = field(default_factory=OutOfDistribution)
+    interpolate: Interpolate = field(default_factory=Interpolate)
     dequantization: str = "uniform"
     seed: int = 0
     device: str = "auto"
     checkpoint: str | None = None
+    resume: str | None = None
     plugins: list[str] = field(default_factory=list)
 
 

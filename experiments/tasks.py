@@ -5,59 +5,23 @@ Everything that a task will need is built and checked before the first long comp
 
 import logging
 import sys
-import time
 from dataclasses import asdict
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments import checkpoint, comparison, evaluation, pictures, report, training, verification
-from experiments.baselines import all_baselines
+from experiments import comparison, pictures, report, training, verification
 from experiments.build import ConfigError, build
+from experiments.likelihood_tasks import check_likelihood, evaluate_likelihood
 from experiments.metrics import classifier_confidence, copy_report
-from experiments.problem import Problem, build_model, device_of, load_problem
+from experiments.problem import Problem, build_model
 from experiments.run import Run, provenance
-from models import GaussianMixture
+from experiments.session import Session, load_model
 from models.score_matching import check_objective
-from sde import GaussianSDE, ScoreModel, diagnose
+from sde import ScoreModel
 
 log = logging.getLogger(__name__)
-_FEW = 2000  # examples that a diagnosis takes the moments of
-
-
-class Session:
-    """One run: its configuration, folder, problem, device, and what it has to say."""
-
-    def __init__(self, config: DictConfig, run: Run):
-        self.config, self.run = config, run
-        self.device, self.problem = device_of(config.device), load_problem(config)
-        self.said, self.figures, self.warned = [], [], set()
-        torch.manual_seed(config.seed)
-        run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
-
-    def say(self, text: str) -> None:
-        """Print a part of the report."""
-        self.said.append(text)
-        print(f"\n{text}", flush=True)
-
-    def diagnose(self, sde: GaussianSDE) -> None:
-        """Log what the ends of time of ``sde`` cost these data, each warning once, and note the numbers."""
-        x = self.problem.x(self.problem.data.train[:_FEW], torch.Generator().manual_seed(self.config.seed))
-        found = diagnose(sde, x, self.problem.noise_width, quiet=True)
-        for sentence in found.warnings:
-            if sentence not in self.warned:
-                log.warning(sentence)
-        self.warned |= set(found.warnings)
-        self.run.note(diagnosis=asdict(found))
-
-    def close(self) -> None:
-        """Write the report, and say where all is."""
-        if self.figures:
-            self.say(report.pictures(self.figures))
-        self.say(f"All results: {self.run.folder}")
-        self.run.note(seconds=round(time.time() - self.run.started, 1))
-        self.run.path("report.txt").write_text("\n\n".join(self.said) + "\n")
 
 
 def train(config: DictConfig, run: Run) -> None:
@@ -90,14 +54,6 @@ def sample(config: DictConfig, run: Run) -> None:
     session.close()
 
 
-def likelihood(config: DictConfig, run: Run) -> None:
-    """Evaluate the log-likelihood of the test split under a checkpoint."""
-    session = Session(config, run)
-    check_likelihood(session)
-    evaluate_likelihood(session, load_model(session))
-    session.close()
-
-
 def compare(config: DictConfig, run: Run) -> None:
     """Compare samplers on a checkpoint."""
     session = Session(config, run)
@@ -111,7 +67,7 @@ def everything(config: DictConfig, run: Run) -> None:
     session = Session(config, run)
     check_training(session)
     check_comparison(session)
-    check_likelihood(session)
+    check_likelihood(session, build(config.sde, where="sde", allowed=("sde.",)))
     model = training.train(config, session.problem, session.device, run)
     session.figures += pictures.of_training(run)
     log.info("comparing samplers")
@@ -155,27 +111,6 @@ def check_comparison(session: Session) -> None:
     list(comparison.budgeted(comparison.build_solvers(session.config), list(settings.budgets)))
 
 
-def check_likelihood(session: Session) -> None:
-    """Refuse settings of the likelihood that can't work, and a dequantizer that the data's convention rules out."""
-    evaluation.checked_divergence(session.config.likelihood)
-    if session.problem.dequantizer:
-        session.problem.check(session.problem.dequantizer)
-
-
-def load_model(session: Session) -> ScoreModel:
-    """The checkpoint's model, under another process if asked for; refused for another data convention."""
-    model, convention, step = checkpoint.load(session.config.checkpoint, session.device)
-    here = session.problem.convention()
-    if convention != here:
-        raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
-    session.run.note(checkpoint={"path": session.config.checkpoint, "step": step, "sde": str(model.sde)})
-    if session.config.under is None:
-        return model
-    other = build(session.config.under, where="under", allowed=("sde.",))
-    session.run.note(under=str(other))
-    return model.under(other)
-
-
 def compare_samplers(session: Session, model: ScoreModel) -> None:
     """The sampler table, its pictures, and for images whether samples are copies."""
     settings, problem, run = session.config.compare, session.problem, session.run
@@ -200,35 +135,3 @@ def image_quality(problem: Problem, samples: torch.Tensor) -> dict[str, dict[str
         confidence = classifier_confidence(data.train, data.labels["train"], levels, data.test, data.labels["test"])
         found["classifier_confidence"] = confidence
     return found
-
-
-def evaluate_likelihood(session: Session, model: ScoreModel) -> None:
-    """The likelihood table: parts and errors, beside baselines or the exact value."""
-    problem, run = session.problem, session.run
-    session.diagnose(model.sde)
-    result, log_prob = evaluation.evaluate(model, problem, session.config, session.device)
-    np.save(run.path("samples", "log_prob.npy"), log_prob.numpy())
-    run.note(likelihood=asdict(result))
-    baselines = all_baselines(problem.data, problem.dequantizer, session.config.seed) if problem.dequantizer else None
-    exact = exact_likelihood(session, model, log_prob) if problem.data.density else None
-    run.note(baselines={name: asdict(b) for name, b in (baselines or {}).items()}, exact=exact)
-    session.say(report.likelihood(result, baselines, exact))
-    if baselines:
-        beside = {name: (b.bits_per_dim, b.stderr) for name, b in baselines.items()}
-        path = run.path("figures", "likelihood.png")
-        session.figures.append(pictures.figures.audit_bars(result.parts(), beside, result.value, result.stderr, path))
-
-
-def exact_likelihood(session: Session, model: ScoreModel, log_prob: torch.Tensor) -> dict[str, float]:
-    """Mean exact log-density of the same test points, the model's mean excess over it, and the root mean square."""
-    density = {name: value.float() for name, value in session.problem.data.density.items()}
-    exact = GaussianMixture(**density, sde=model.sde).to(session.device)
-    session.figures += pictures.of_density(model, exact, session.run, session.device)
-    truth = exact.log_prob(session.problem.data.test[: len(log_prob)].to(session.device)).cpu()
-    error = (log_prob - truth).double()
-    rms = error.square().mean().sqrt().item()
-    return {"mean": truth.double().mean().item(), "gap": error.mean().item(), "rms": rms}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

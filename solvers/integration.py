@@ -113,18 +113,21 @@ _TOLERANCE, _STEPS = 1e-5, 100
 
 
 def integration(
-    model: ScoreField,
+    pair: bool,
     method: str | Integration | None,
     rtol: float | None,
     atol: float | None,
     steps: int | None,
-    coordinates: str,
-    max_steps: int,
+    coordinates: str = "auto",
+    max_steps: int = 10_000,
 ) -> Integration:
-    """The integration by the name of its method, or the default; ``ValueError`` for settings that can't work."""
+    """The integration by the name of its method, or the default; ``ValueError`` for settings that can't work.
+
+    ``pair``: whether the model has the pair (x_0, eps), as those under a Gaussian process do.
+    """
     if isinstance(method, Integration):
         return method
-    if method is None and rtol is None and atol is None and coordinates == "auto" and isinstance(model, ScoreModel):
+    if method is None and rtol is None and atol is None and coordinates == "auto" and pair:
         method, steps = "one_pass", _STEPS if steps is None else steps
     tolerances = (_TOLERANCE if tolerance is None else tolerance for tolerance in (rtol, atol))
     method = "dopri5" if method is None else method

@@ -103,7 +103,7 @@ def log_likelihood(
 
     Raises ``ODEError`` when the integration fails; ``EndpointWarning`` is issued where the score is too rough at t_min.
     """
-    way = integration(model, method, rtol, atol, steps, coordinates, max_steps)
+    way = integration(isinstance(model, ScoreModel), method, rtol, atol, steps, coordinates, max_steps)
     _check(model, way, endpoint_correction, batch_size)
     task = _Task(way, divergence or default_divergence(x), prior, endpoint_correction)
     run = Compiled(model) if compile else model

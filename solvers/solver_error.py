@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sde import ScoreField
+from sde import ScoreField, ScoreModel
 from sde.base import require_count
 from solvers.integration import Integration, integration
 from solvers.likelihood import log_likelihood
@@ -46,7 +46,8 @@ def solver_error(
     All else as for ``log_likelihood``: call it with the same arguments.
     """
     require_count(samples, "solver_error: samples")
-    way, x = integration(model, method, rtol, atol, steps, coordinates, max_steps), x[:samples]
+    way = integration(isinstance(model, ScoreModel), method, rtol, atol, steps, coordinates, max_steps)
+    x = x[:samples]
     coarse, fine = (log_likelihood(model, x, method=one, **options) for one in (way, way.finer()))
     gap = (coarse.log_prob - fine.log_prob).double()
     rms = float(gap.square().mean().sqrt())

@@ -41,6 +41,8 @@ MATCHED = ("tests/solvers/test_matched_prior.py", "-k", "moments and not exact o
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
 BOUND = ("tests/solvers/test_continuous_bound.py", "-k", "ends and VP or wrong or integrated or toy")
 
+AUDIT = ("tests/experiments/test_audit.py", "-k", "equal_draws or in_parts or own_probes or automatic_end_costs")
+
 
 class Mutant(NamedTuple):
     """``old`` is in ``file`` exactly once, and ``tests`` (arguments of pytest) must fail with ``new`` in its place."""
@@ -61,6 +63,27 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "importance weights without - log K",
+        "experiments/estimator.py",
+        "single.logsumexp(0) - math.log(k) - single.mean(0)",
+        "single.logsumexp(0) - single.mean(0)",
+        AUDIT,
+    ),
+    Mutant(
+        "every batch with the probes of the first",
+        "experiments/estimator.py",
+        "first + start)",
+        "first)",
+        AUDIT,
+    ),
+    Mutant(
+        "every draw with the same probes",
+        "experiments/estimator.py",
+        "first=first + number * _APART",
+        "first=first",
+        AUDIT,
+    ),
     Mutant(
         "diffusion without its factor 2",
         "sde/base.py",
@@ -604,9 +627,9 @@ MUTANTS = [
     ),
     Mutant(
         "uniform noise on a model of centres",
-        "experiments/problem.py",
-        "if dequantizer.trained_on != self.trained_on:",
-        "if False:",
+        "experiments/dequantizers.py",
+        'here["dequantization"] = dequantizer.trained_on',
+        'here["dequantization"] = trained["dequantization"]',
         CONVENTION,
     ),
     Mutant(

@@ -5,7 +5,7 @@ import struct
 import pytest
 import torch
 
-from experiments.data import DataError, digits, mixture2d, mnist
+from experiments.data import DataError, digits, digits_inverted, digits_shuffled, mixture2d, mnist
 from experiments.idx import read_idx
 
 
@@ -207,3 +207,26 @@ def test_mixture_test_split_ignores_the_amount_of_training_data():
     assert torch.equal(few.test, many.test) and torch.equal(few.validation, many.validation)
     assert not torch.equal(few.test, mixture2d(train=10, seed=1).test)
     refused(lambda: mixture2d(train=0), "data.train", "found 0")
+
+
+# --- digits to compare with
+
+
+@pytest.mark.parametrize("other", [digits_inverted, digits_shuffled])
+def test_altered_digits_have_the_form_of_the_digits(other):
+    own, altered = digits(), other()
+    assert (altered.shape, altered.levels, altered.name) == (own.shape, own.levels, other.__name__)
+    for split in ("train", "validation", "test"):
+        a, b = getattr(own, split), getattr(altered, split)
+        assert b.dtype == a.dtype and b.shape == a.shape and not torch.equal(a, b)
+        assert torch.equal(own.labels[split], altered.labels[split])
+    assert torch.equal(other().test, altered.test)
+
+
+def test_what_is_altered():
+    own, inverted, shuffled = digits(), digits_inverted(), digits_shuffled()
+    assert (own.test + inverted.test == 16).all()
+    assert torch.equal(own.test.flatten(1).sort().values, shuffled.test.flatten(1).sort().values)
+    order = [own.test[i].flatten().argsort().tolist() for i in (0, 1)]
+    assert order != [shuffled.test[i].flatten().argsort().tolist() for i in (0, 1)]
+    assert not torch.equal(shuffled.test, digits_shuffled(seed=1).test)

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from experiments import figures
+from experiments import figures, likelihood_figures
 from experiments.canvas import running_mean, tile
 from experiments.labels import place_labels
 from experiments.metrics import Floor
@@ -49,6 +49,18 @@ DRAW = {
     ),
     "density_maps": lambda p: figures.density_maps(-8 * plane().square().sum(-1), normal(7, 7), plane(), p),
     "audit_bars": lambda p: figures.audit_bars({"prior": 2.0, "divergence": -0.5}, BASELINES, 1.5, 0.01, p),
+    "histogram": lambda p: likelihood_figures.histogram({"test": normal(50), "other": 2 + normal(9)}, "bits", p),
+    "histogram, constant": lambda p: likelihood_figures.histogram({"test": torch.ones(3)}, "bits", p, title="one"),
+    "out_of_distribution": lambda p: likelihood_figures.out_of_distribution(
+        {"bits": {"test": normal(50), "other": normal(9)}, "typicality": {"test": normal(50)}},
+        {"bits": "AUROC 0.5", "typicality": ""},
+        p,
+    ),
+    "extreme_images": lambda p: likelihood_figures.extreme_images(normal(50, 1, 8, 8), normal(50), "bits/dim", p),
+    "extreme_images, two": lambda p: likelihood_figures.extreme_images(normal(2, 3, 8, 8), normal(2), "bits/dim", p),
+    "extreme_points": lambda p: likelihood_figures.extreme_points(normal(30, 2), normal(30), "nats", p),
+    "interpolated_images": lambda p: likelihood_figures.interpolated_images(normal(5, 2, 1, 8, 8), p),
+    "interpolated_points": lambda p: likelihood_figures.interpolated_points(normal(5, 9, 2), p, normal(90, 2)),
     "samples_2d": lambda p: figures.samples_2d({"heun": 9 * normal(20, 2), "ddim": normal(9, 2)}, p, normal(30, 2)),
 }
 
@@ -86,6 +98,13 @@ WRONG = {
         normal(7, 6), normal(7, 7), plane(), p
     ),
     "sum to value = 2.0000, found a sum of 1.5000": lambda p: figures.audit_bars({"prior": 1.5}, {}, 2.0, 0.0, p),
+    "groups['a']: expected finite numbers, found 8 NaN": lambda p: likelihood_figures.histogram(
+        {"a": NAN.flatten()}, "bits", p
+    ),
+    "values: expected shape (4), found (3)": lambda p: likelihood_figures.extreme_images(
+        normal(4, 1, 2, 2), normal(3), "bits", p
+    ),
+    "points: expected shape (n, P, C, H, W), found (4, 2)": lambda p: likelihood_figures.interpolated_images(NAN, p),
     "data: expected finite numbers, found 8 NaN": lambda p: figures.samples_2d({}, p, NAN),
 }
 

@@ -62,7 +62,8 @@ def test_the_demo_in_short(tmp_path):
     ):
         assert words in out, words
     pictures = {path.stem for path in (run / "figures").glob("*.png")}
-    assert pictures == {"loss", "quality", "samples", "noise_to_data", "likelihood"}
+    of_likelihood = {"likelihood", "likelihood_histogram", "likelihood_extremes"}
+    assert pictures == {"loss", "quality", "samples", "noise_to_data"} | of_likelihood
     summary = json.loads((run / "summary.json").read_text())
     assert {"seed", "versions", "git_commit", "training", "comparison", "likelihood", "baselines"} <= summary.keys()
     assert len({row["sampler"] for row in summary["comparison"]["rows"]}) >= 5
@@ -91,7 +92,8 @@ def test_the_mixture_in_short(tmp_path):
     assert code == 0, err
     assert "exact log-density" in out
     pictures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert pictures == {"loss", "quality", "samples", "trajectories", "scores", "density"}
+    of_likelihood = {"likelihood_histogram", "likelihood_extremes"}
+    assert pictures == {"loss", "quality", "samples", "trajectories", "scores", "density"} | of_likelihood
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,9 @@ def test_the_mixture_in_short(tmp_path):
         pytest.param(["sde.beta_min=abc"], "sde.beta_min: expected float, found 'abc'", marks=pytest.mark.slow),
         pytest.param(["train.learning_rate=-1"], "train.learning_rate must be positive", marks=pytest.mark.slow),
         (["task=likelihood"], "checkpoint="),
+        pytest.param(["likelihood.splt=train"], "splt", marks=pytest.mark.slow),
+        pytest.param(["task=ood", "checkpoint=x"], "data@ood.against=digits_inverted", marks=pytest.mark.slow),
+        pytest.param(["task=train", "resume=auto"], "it is for task=likelihood", marks=pytest.mark.slow),
         (["task=sample", "checkpoint=/nowhere/last.pt"], "there is no file"),
         (["data=mnist"], "data.path=FOLDER is needed"),
         pytest.param(["device=cuda:99"], "device=cuda:99", marks=pytest.mark.slow),
@@ -154,3 +159,21 @@ def test_an_interrupt_keeps_the_weights(tmp_path):
     assert process.returncode == 130, err
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
     assert (tmp_path / "checkpoints" / "last.pt").is_file() and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_says_how_to_go_on_and_does(tmp_path):
+    trained, cut = tmp_path / "trained", tmp_path / "cut"
+    assert score_sde("task=train", "train.steps=12", "net.channels=8", f"hydra.run.dir={trained}")[0] == 0
+    given = ["task=likelihood", f"checkpoint={trained}", "likelihood.samples=60", "likelihood.batch_size=6"]
+    process = start(*given, f"hydra.run.dir={cut}", env=os.environ)
+    partial, deadline = cut / "likelihood" / "partial.npz", time.time() + 120
+    while time.time() < deadline and not (partial.is_file() and partial.stat().st_size > 3000):
+        time.sleep(0.05)  # an empty one has about 2300 bytes
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"resume=auto hydra.run.dir={cut}" in out and "Traceback" not in err, err
+    assert score_sde(*given, f"hydra.run.dir={cut}")[0] == 2
+    code, out, err = score_sde(*given, "resume=auto", f"hydra.run.dir={cut}")
+    assert code == 0 and "Likelihood of 60 examples" in out, err
+    assert not partial.exists() and json.loads((cut / "status.json").read_text())["state"] == "done"

@@ -11,8 +11,11 @@ from experiments.build import ConfigError
 from experiments.centres import DiscreteDecoder, TruncatedNormal
 from experiments.data import digits, mixture2d
 from experiments.dequantization import Uniform
-from experiments.problem import Problem, build_model
+from experiments.dequantizers import check_convention, of_convention
+from experiments.likelihood_tasks import likelihood
+from experiments.problem import Problem, build_model, load_problem
 from experiments.run import Run
+from experiments.session import Session, load_model
 from experiments.variational import Variational
 from sde import VP
 
@@ -33,7 +36,11 @@ def trained(tmp_path_factory):
 
 def loaded(folder, run_folder, *overrides):
     config = configuration(*SMALL, "task=likelihood", f"checkpoint={folder}", *overrides)
-    return tasks.load_model(tasks.Session(config, Run(run_folder, "likelihood")))
+    return load_model(Session(config, Run(run_folder, "likelihood")))
+
+
+def check(problem, dequantizer):
+    check_convention(problem.convention(), dequantizer, problem.data.shape)
 
 
 def test_training_sees_the_centres_of_the_bins_or_all_of_them():
@@ -52,8 +59,8 @@ def test_the_convention_says_which():
     assert [c["dequantization"] for c in conventions] == ["uniform", "centres"]
     assert Problem.of(digits()).convention() == conventions[0]
     assert Problem.of(mixture2d(train=5)).convention()["dequantization"] is None
-    assert tasks.load_problem(configuration("dequantization=centres")).trained_on == "centres"
-    assert tasks.load_problem(configuration()).trained_on == "uniform"
+    assert load_problem(configuration("dequantization=centres")).trained_on == "centres"
+    assert load_problem(configuration()).trained_on == "uniform"
 
 
 def test_noise_that_training_does_not_add_is_not_warned_of():
@@ -97,28 +104,38 @@ def test_every_dequantizer_is_checked_against_the_convention():
     for own, other in (("uniform", "centres"), ("centres", "uniform")):
         problem = Problem.of(digits(), own)
         for fits in kinds[own]:
-            problem.check(fits)
+            check(problem, fits)
         for wrong in kinds[other]:
-            words = rf"{type(wrong).__name__} is for models trained with dequantization={other}, and here it is {own}"
+            words = rf"{type(wrong).__name__}: the model was trained on data of dequantization {own}, and not {other}"
             with pytest.raises(ConfigError, match=words):
-                problem.check(wrong)
-    for bins in (Uniform(16), Uniform(17, 0.0, 1.0)):
-        with pytest.raises(ConfigError, match=r"expected levels, low, high of the data, \[17, -1.0, 1.0\], found"):
-            Problem.of(digits()).check(bins)
-    with pytest.raises(ConfigError, match=r"\[None, None, None\]"):
-        Problem.of(mixture2d(train=5)).check(Uniform(17))
+                check(problem, wrong)
+    others = {"levels 17, and not 16": Uniform(16), r"range \[-1.0, 1.0\], and not": Uniform(17, 0.0, 1.0)}
+    for words, bins in others.items():
+        with pytest.raises(ConfigError, match=words):
+            check(Problem.of(digits()), bins)
+    with pytest.raises(ConfigError, match="levels None, and not 17"):
+        check(Problem.of(mixture2d(train=5)), Uniform(17))
 
 
-def test_centres_are_not_evaluated_with_uniform_noise(tmp_path):
-    for name in ("everything", "likelihood"):
-        config = configuration(*SMALL, "dequantization=centres", f"checkpoint={tmp_path}")
-        with pytest.raises(ConfigError, match=r"Uniform is for models trained with dequantization=uniform"):
-            getattr(tasks, name)(config, Run(tmp_path / name, name))
-        assert not (tmp_path / name / "checkpoints").exists()
+def test_each_convention_has_its_dequantizer():
+    kinds = {"uniform": Uniform(17), "centres": TruncatedNormal.of(VP(), 17)}
+    for name, expected in kinds.items():
+        assert of_convention(Problem.of(digits(), name).convention(), VP()) == expected
+    assert of_convention(Problem.of(mixture2d(train=5)).convention(), VP()) is None
+
+
+def test_centres_are_not_evaluated_with_uniform_noise(tmp_path, trained):
+    options = ("dequantizer@likelihood.dequantizer=uniform", "dequantization=centres")
+    config = configuration(*SMALL, *options, f"checkpoint={trained['centres']}")
+    with pytest.raises(ConfigError, match=r"Uniform: the model was trained on data of dequantization centres"):
+        likelihood(config, Run(tmp_path / "likelihood", "likelihood"))
+    with pytest.raises(ConfigError, match=r"Uniform: the model was trained on data of dequantization centres"):
+        tasks.everything(config, Run(tmp_path / "all", "all"))
+    assert not (tmp_path / "all" / "checkpoints").exists()
 
 
 def test_the_level_head_is_of_uniform_bins(tmp_path):
     config = configuration("net=mlp", "dequantization=centres", "parametrization=levels")
     with pytest.raises(ConfigError, match=r"score of uniform bins, found dequantization=centres: use .*=v"):
-        tasks.check_training(tasks.Session(config, Run(tmp_path, "train")))
+        tasks.check_training(Session(config, Run(tmp_path, "train")))
     assert build_model(configuration("net=mlp"), Problem.of(digits()).convention())

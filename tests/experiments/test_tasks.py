@@ -7,7 +7,7 @@ import pytest
 import torch
 from configurations import configuration
 
-from experiments import tasks, training
+from experiments import session, tasks, training
 from experiments.build import ConfigError
 from experiments.data import Data, mixture2d
 from experiments.problem import Problem
@@ -30,10 +30,12 @@ def test_the_default_run_has_nothing_to_warn_of(tmp_path, caplog):
 
 def test_256_levels_under_vp_get_one_warning_once(tmp_path, caplog, monkeypatch):
     levels = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    monkeypatch.setattr(tasks, "load_problem", lambda _: Problem.of(Data("bytes", levels, levels, levels, levels=256)))
-    session = tasks.Session(configuration("parametrization=v"), Run(tmp_path, "train"))
+    monkeypatch.setattr(
+        session, "load_problem", lambda _: Problem.of(Data("bytes", levels, levels, levels, levels=256))
+    )
+    opened = tasks.Session(configuration("parametrization=v"), Run(tmp_path, "train"))
     for _ in range(2):
-        tasks.check_training(session)
+        tasks.check_training(opened)
     (sentence,) = warned(caplog)
     assert "0.176 bits/dim, more than 0.02; lower t_min: t_min=1e-07 would do" in sentence
 
@@ -70,15 +72,15 @@ def test_a_process_that_begins_with_too_little_noise_is_refused(tmp_path, traine
 
 
 def test_training_takes_sde_and_not_under(tmp_path):
-    session = tasks.Session(configuration(*PLANE, "sde@under=edm"), Run(tmp_path, "train"))
+    opened = tasks.Session(configuration(*PLANE, "sde@under=edm"), Run(tmp_path, "train"))
     with pytest.raises(ConfigError, match="sde@under= is for a trained model"):
-        tasks.check_training(session)
+        tasks.check_training(opened)
 
 
 def test_a_schedule_that_learns_needs_the_objective_that_can_train_it(tmp_path):
-    session = tasks.Session(configuration(*PLANE, "sde=learned"), Run(tmp_path / "a", "train"))
+    opened = tasks.Session(configuration(*PLANE, "sde=learned"), Run(tmp_path / "a", "train"))
     with pytest.raises(ConfigError, match=r"only weighting='likelihood'.*train=bound"):
-        tasks.check_training(session)
+        tasks.check_training(opened)
     tasks.check_training(
         tasks.Session(configuration(*PLANE, "sde=learned", "train=bound"), Run(tmp_path / "b", "train"))
     )

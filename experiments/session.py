@@ -1,0 +1,71 @@
+"""One run of a task: its configuration, folder, problem, device, checkpoint, and what it has to say."""
+
+import logging
+import time
+from dataclasses import asdict
+
+import torch
+from omegaconf import DictConfig
+
+from experiments import checkpoint, report
+from experiments.build import ConfigError, build
+from experiments.problem import device_of, load_problem
+from experiments.run import Run, provenance
+from sde import GaussianSDE, ScoreModel, diagnose
+
+log = logging.getLogger(__name__)
+_FEW = 2000  # examples that a diagnosis takes the moments of
+
+
+class Session:
+    """One run: its configuration, folder, problem, device, and what it has to say."""
+
+    def __init__(self, config: DictConfig, run: Run, resumable: bool = False):
+        if config.resume is not None and not resumable:
+            raise ConfigError("resume= continues an evaluation: it is for task=likelihood; leave it out")
+        self.config, self.run = config, run
+        self.device, self.problem = device_of(config.device), load_problem(config)
+        self.said, self.figures, self.warned = [], [], set()
+        torch.manual_seed(config.seed)
+        run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
+
+    def say(self, text: str) -> None:
+        """Print a part of the report."""
+        self.said.append(text)
+        print(f"\n{text}", flush=True)
+
+    def diagnose(self, sde: GaussianSDE) -> None:
+        """Log what the ends of time of ``sde`` cost these data, each warning once, and note the numbers."""
+        x = self.problem.x(self.problem.data.train[:_FEW], torch.Generator().manual_seed(self.config.seed))
+        found = diagnose(sde, x, self.problem.noise_width, quiet=True)
+        for sentence in found.warnings:
+            if sentence not in self.warned:
+                log.warning(sentence)
+        self.warned |= set(found.warnings)
+        self.run.note(diagnosis=asdict(found))
+
+    def close(self) -> None:
+        """Write the report, and say where all is."""
+        if self.figures:
+            self.say(report.pictures(self.figures))
+        self.say(f"All results: {self.run.folder}")
+        self.run.note(seconds=round(time.time() - self.run.started, 1))
+        self.run.path("report.txt").write_text("\n\n".join(self.said) + "\n")
+
+
+def load_model(session: Session) -> ScoreModel:
+    """The checkpoint's model, under another process if asked for; refused for another data convention."""
+    model, convention, step = checkpoint.load(session.config.checkpoint, session.device)
+    here = session.problem.convention()
+    if convention != here:
+        raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
+    session.run.note(checkpoint={"path": session.config.checkpoint, "step": step, "sde": str(model.sde)})
+    if session.config.under is None:
+        return model
+    other = build(session.config.under, where="under", allowed=("sde.",))
+    session.run.note(under=str(other))
+    return model.under(other)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
