@@ -109,19 +109,9 @@ def report(args: argparse.Namespace) -> str:
         "t_min alone: what the correction, of first order in s^2, leaves where flow and prior are exact;\n"
         "2nd: with the correction of second order, one more call"
     )
-    header = (
-        "as it comes",
-        "corrected",
-        "matched",
-        "both",
-        "covariance",
-        "both, fitted",
-        "t_min alone",
-        "both, 2nd",
-        "fitted, 2nd",
-        "NFE",
-    )
-    return title + "\n\n" + table(("target", "SDE", *header), rows)
+    header = ("as it comes", "corrected", "matched", "both", "covariance", "both, fitted", "t_min alone")
+    header = ("target", "SDE", *header, "both, 2nd", "fitted, 2nd", "NFE")
+    return title + "\n\n" + table(header, rows)
 
 
 def _cells(median: dict[tuple[str, bool | int], float], name: str, process: str) -> list[str]:
