@@ -102,7 +102,7 @@ def dequantizer_of(session: Session, sde: GaussianSDE) -> Dequantizer | None:
     if bins is None:
         raise ConfigError("likelihood.dequantizer is for data of known levels; for continuous ones leave it at null")
     ends = {"levels": bins.levels, "low": bins.low, "high": bins.high}
-    found = build(settings.dequantizer, where="likelihood.dequantizer", sde=sde, **ends)
+    found = build(settings.dequantizer, where="likelihood.dequantizer")(sde, **ends)
     check_convention(convention, found, session.problem.data.shape)
     return found
 

@@ -139,3 +139,16 @@ def test_the_level_head_is_of_uniform_bins(tmp_path):
     with pytest.raises(ConfigError, match=r"score of uniform bins, found dequantization=centres: use .*=v"):
         tasks.check_training(Session(config, Run(tmp_path, "train")))
     assert build_model(configuration("net=mlp"), Problem.of(digits()).convention())
+
+
+@pytest.mark.parametrize("name", [None, "truncated_normal", "discrete_decoder"])
+def test_a_model_of_centres_is_evaluated_by_the_dequantizers_for_it(tmp_path, trained, name):
+    options = [f"dequantizer@likelihood.dequantizer={name}"] if name else []
+    settings = ("dequantization=centres", "likelihood.samples=6", "likelihood.ode_subset=0", "likelihood.steps=20")
+    settings += ("likelihood.split=validation",)  # without the baselines, which take their time
+    config = configuration(*SMALL, *settings, "likelihood.bounds=[5]", f"checkpoint={trained['centres']}", *options)
+    likelihood(config, Run(tmp_path, "likelihood"))
+    found = json.loads((tmp_path / "summary.json").read_text())
+    kind = "DiscreteDecoder" if name == "discrete_decoder" else "TruncatedNormal"
+    assert found["likelihood"]["protocol"]["dequantization"].startswith(kind)
+    assert [row["name"] for row in found["bounds"]][:2] == ["ODE, density of the flow", "continuous ELBO"]
