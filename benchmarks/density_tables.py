@@ -140,8 +140,8 @@ def against_peers(records: list[Record], held_to: Iterable[str]) -> str:
     return title + "\n\n" + table(("case", "error", f"ours, {DEFAULT}", "our best", "which", *peers), rows)
 
 
-def draw(records: list[Record], path: Path, columns: int = 2) -> None:
-    """Error against calls, a panel for every case; ours in colour, others in grey."""
+def draw(records: list[Record], path: Path, columns: int = 2, least: float = 1e-9) -> None:
+    """Error from ``least`` on against calls, a panel for every case; ours in colour, others in grey."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -153,7 +153,7 @@ def draw(records: list[Record], path: Path, columns: int = 2) -> None:
         rows, columns, figsize=(5 * columns, 3.2 * rows), squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
     for axis, case in zip(axes.flat, names, strict=False):
-        _panel(axis, curves(records, case), _styles(labels))
+        _panel(axis, curves(records, case), _styles(labels), least)
         axis.set_title(case, fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("calls of the model")
@@ -175,12 +175,12 @@ def _styles(labels: dict[str, bool]) -> dict[str, dict]:
     return styles
 
 
-def _panel(axis, found: dict[str, Curve], styles: dict[str, dict]) -> None:
+def _panel(axis, found: dict[str, Curve], styles: dict[str, dict], least: float) -> None:
     for name, style in styles.items():
         best = dict(reversed(found.get(name, [])))  # of several runs with equal calls
         curve = sorted(point for point in best.items() if 20 <= point[0] <= 500)
         axis.plot(*zip(*curve, strict=True) if curve else ((), ()), label=name, **style)
-    axis.set(xscale="log", yscale="log", xlim=(20, 500), ylim=(1e-9, 10))
+    axis.set(xscale="log", yscale="log", xlim=(20, 500), ylim=(least, 10))
     ticks = (20, 50, 100, 200, 400)
     axis.set_xticks(ticks, map(str, ticks))
     axis.set_xticks((), minor=True)

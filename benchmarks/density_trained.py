@@ -1,7 +1,5 @@
 """Trained networks as cases: the density of the network's own flow with fixed probes, until two tolerances agree."""
 
-import math
-
 import torch
 
 from density import Case, own_density
@@ -20,14 +18,15 @@ _AGREE = 1e-3  # largest difference for one example, in nats
 def case(path: str, seed: int, n: int = 64) -> tuple[Case, str]:
     """Held-out examples under a checkpoint's network in float64, and a line on how well the reference is converged.
 
-    The divergence is exact in a few dimensions and one Rademacher probe otherwise. Data that need a path are not known
-    here.
+    At most 24 where they are images. The divergence is exact in a few dimensions, one Rademacher probe otherwise. Data
+    that need a path are not known here.
     """
     model, convention, _ = load(path, torch.device("cpu"))
     model = model.double().requires_grad_(False)
     problem = Problem.of(getattr(data, convention["name"])())
-    x = problem.x(problem.data.test[:n], torch.Generator().manual_seed(seed)).double()
-    name, few = path.rstrip("/").split("/")[-1], math.prod(x.shape[1:]) < 10
+    few = problem.dimensions < 10
+    x = problem.x(problem.data.test[: n if few else min(n, 24)], torch.Generator().manual_seed(seed)).double()
+    name = path.rstrip("/").split("/")[-1]
     divergence = Exact() if few else Hutchinson(probes=1, seed=seed)
     found = Case(name, model, x, model.sde.prior(x.shape).log_prob, x.new_zeros(len(x)), divergence, seed)
     truth, gap = own_density(found, _REFERENCE, _AGREE)

@@ -104,11 +104,12 @@ def trained(args: argparse.Namespace) -> str:
     """Networks: error against a fine solution of the same flow with the same probes."""
     store, records, lines = Store(args.records, args.reuse), [], []
     for path in args.checkpoint:
-        case, line = density_trained.case(path, args.seeds[0], min(args.points, 64))
+        case, line = density_trained.case(path, args.seeds[0], args.points)
         lines.append(line)
         print(f"  {line}", flush=True)
         records += run(store, case, [m for m in adaptive(tolerances=density_trained.TOLERANCES) if m.name == DEFAULT])
         records += run(store, case, [m for m in fixed() if m.name in ("rk4", ONE_PASS)], FEW)
+    density_tables.draw(records, args.out / "likelihood_trained.png", least=1e-6)
     tables = (density_tables.fixed(records, {}, FEW), density_tables.advantage(records, FEW))
     return "\n\n".join(("Trained networks, against a fine solution of the same flow", "\n".join(lines), *tables))
 
