@@ -10,7 +10,6 @@ Song et al., 2021, section 4.3). Each draw has its own probes, so that their err
 their own single draw. Every part is kept for each example, in nats.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.dequantization import Dequantizer, Drawn
+from experiments.dequantization import Dequantizer, Drawn, importance_weighted
 from sde import ScoreModel
 from sde.base import require_count
 from solvers import Divergence, Exact, log_likelihood
@@ -172,7 +171,7 @@ class Estimator:
         share = single.softmax(0) if self.importance else torch.full_like(single, 1 / k)
         parts["importance"] = torch.zeros_like(single[0])
         if self.importance:
-            parts["importance"] = single.logsumexp(0) - math.log(k) - single.mean(0)
+            parts["importance"] = importance_weighted(single) - single.mean(0)
         if "stderr_probes" in stacked:
             parts["stderr_probes"] = (share * stacked["stderr_probes"]).square().sum(0).sqrt()
         if k > 1:  # of a mean; of the logarithm of a mean to first order

@@ -1,5 +1,6 @@
 """The ways to carry data and log-density from t_min to t_max: torchdiffeq's methods, or ``solvers.one_pass``."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,8 +73,7 @@ class AlongODE(Integration):
         settings = (self.method, self.rtol, self.atol, self.steps, self.max_steps)
         latent, change = integrate(slopes, state, path.reading(start), path.reading(end), *settings, time=path.time)
         # The state's density is x's times scale^D.
-        stretch = torch.tensor(last_scale / scale, dtype=torch.float64).log()
-        return Transport(latent * last_scale, change + x[0].numel() * stretch.to(change))
+        return Transport(latent * last_scale, change + x[0].numel() * math.log(last_scale / scale))
 
     def finer(self) -> "AlongODE":
         if self.method in FIXED:

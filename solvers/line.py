@@ -11,6 +11,7 @@ the density of the model's flow, from which it departs by about what the model i
 exceed the truth. So it is never a model's likelihood; its departure from that is a measure of the score's consistency.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -51,7 +52,7 @@ def line_likelihood(
         for reading, weight in zip(readings, weights.tolist(), strict=True):
             total = total + weight * _integrand(flow, w, reading, divergence, directions)
         log_prior = (prior or sde.prior(x.shape).log_prob)(w * scales[1])
-    stretch = x[0].numel() * torch.tensor(scales[1] / scales[0], dtype=torch.float64).log().item()
+    stretch = x[0].numel() * math.log(scales[1] / scales[0])
     return (log_prior + total + stretch).to(x)
 
 

@@ -23,6 +23,7 @@ With probes for the divergence the mean over them is corrected, as above; the er
 order in R, and of zero mean.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -121,16 +122,17 @@ def one_pass(model: ScoreModel, x: Tensor, steps: int, divergence: Divergence, d
 
 def _integrated(record: Nodes, rule: Rule, first: float, last: float) -> OnePass:
     states, slopes, scores, traces = (torch.stack(part).double() for part in record.all)
-    stretch = states[0, 0].numel() * torch.tensor(last / first, dtype=torch.float64).log()
+    stretch = states[0, 0].numel() * math.log(last / first)  # the state's density is x's times scale^D
 
     def through(every: int) -> tuple[Transport, Tensor]:
-        nodes, weights = (part.to(states) for part in rule.nodes(every))
+        nodes, weights = rule.nodes(every)
+        end = interpolation(nodes, nodes.new_tensor([rule.end]))
+        weights, end, derivative = (part.to(states) for part in (weights, end, differentiation(nodes)))
         path, kept = states[::every], slice(None, None, every)
-        off = torch.tensordot(differentiation(nodes.cpu()).to(states), path, 1) - slopes[kept]
+        off = torch.tensordot(derivative, path, 1) - slopes[kept]
         defect = -torch.tensordot(weights, (scores[kept] * off).flatten(2).sum(2), 1)
-        end = interpolation(nodes.cpu(), torch.tensor([rule.end], dtype=torch.float64)).to(states)
         latent = last * torch.tensordot(end, path, 1)[0]
-        change = torch.tensordot(weights, traces[kept], 1) + (defect + stretch.to(defect))[:, None]
+        change = torch.tensordot(weights, traces[kept], 1) + (defect + stretch)[:, None]
         return Transport(latent, change), defect
 
     (whole, defect), (half, _) = through(1), through(2)

@@ -677,8 +677,8 @@ MUTANTS = [
     Mutant(
         "one pass without the defect",
         "solvers/one_pass.py",
-        "(defect + stretch.to(defect))[:, None]",
-        "stretch.to(defect)[None, None]",
+        "(defect + stretch)[:, None]",
+        "(0 * defect + stretch)[:, None]",
         ONE_PASS,
     ),
     Mutant(
@@ -691,7 +691,7 @@ MUTANTS = [
     Mutant(
         "one pass without the units of the state",
         "solvers/one_pass.py",
-        "(defect + stretch.to(defect))[:, None]",
+        "(defect + stretch)[:, None]",
         "defect[:, None]",
         ONE_PASS,
     ),
