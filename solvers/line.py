@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from sde import ScoreModel
-from sde.base import expand, require_count
+from sde.base import require_count
 from solvers.divergence import Divergence, default_divergence
 from solvers.flow import RatioFlow
 from solvers.likelihood import frozen, log_likelihood
+from solvers.one_pass import ask
 from solvers.spectral import gauss_legendre
 
 
@@ -50,25 +51,12 @@ def line_likelihood(
     total = x.new_zeros(len(x), dtype=torch.float64)
     with torch.no_grad(), frozen(model):
         for reading, weight in zip(readings, weights.tolist(), strict=True):
-            total = total + weight * _integrand(flow, w, reading, divergence, directions)
+            said = ask(flow, w, flow.time(reading), reading, divergence, directions)
+            along = (said.score.double() * said.slope.double()).flatten(1).sum(1)
+            total = total + weight * (divergence.summary(said.traces)[0].double() + along)
         log_prior = (prior or sde.prior(x.shape).log_prob)(w * scales[1])
     stretch = x[0].numel() * math.log(scales[1] / scales[0])
     return (log_prior + total + stretch).to(x)
-
-
-def _integrand(flow: RatioFlow, w: Tensor, reading: Tensor, divergence: Divergence, directions: Tensor) -> Tensor:
-    """div F + S.F, ``(B,)``, in float64."""
-    t, kept = flow.time(reading), []
-    alpha, sigma = flow.sde.alpha(t), flow.sde.sigma(t)
-    length = torch.hypot(alpha, sigma)
-
-    def slope(w: Tensor) -> Tensor:
-        kept.append(flow.model(expand(length, w) * w, t.to(w)))
-        return flow.of_pair(kept[0], reading.to(w))
-
-    value, traces = divergence.along(slope, w, directions)
-    score = -(length / sigma) * kept[0].eps.detach().double()
-    return divergence.summary(traces)[0].double() + (score * value.double()).flatten(1).sum(1)
 
 
 def inconsistency(model: ScoreModel, x: Tensor, divergence: Divergence | None = None, nodes: int = 50) -> Tensor:

@@ -24,6 +24,7 @@ order in R, and of zero mean.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,34 +58,47 @@ class OnePass(NamedTuple):
     defect: Tensor
 
 
+class Said(NamedTuple):
+    """What one call says at a state w: F, S, ``(B, ...)``, estimates of div F, ``(B, E)``, and the pair."""
+
+    slope: Tensor
+    score: Tensor
+    traces: Tensor
+    pair: Prediction
+
+
+def ask(flow: RatioFlow, w: Tensor, t: Tensor, reading: Tensor, divergence: Divergence, directions: Tensor) -> Said:
+    """Call the model at ``w``, in the type of ``directions``, at time ``t`` where the clock shows ``reading``."""
+    alpha, sigma, kept, graph = flow.sde.alpha(t), flow.sde.sigma(t), [], torch.is_grad_enabled()
+    length = torch.hypot(alpha, sigma)
+
+    def slope(w: Tensor) -> Tensor:
+        kept.append(flow.model(expand(length, w) * w, t.to(w)))
+        return flow.of_pair(kept[0], reading.to(w))
+
+    value, traces = divergence.along(slope, w.to(directions), directions, graph)
+    pair = Prediction(*(part.to(w) if graph else part.detach().to(w) for part in kept[0]))
+    return Said(value, -(length / sigma) * pair.eps, traces, pair)
+
+
 class Nodes(ScoreModel):
     """``model``, in double precision for the one who steps, keeping what each call says at each of the nodes."""
 
     def __init__(self, model: ScoreModel, readings: Tensor, divergence: Divergence, directions: Tensor):
         super().__init__(model.sde)
         self.flow, self.readings, self.divergence, self.directions = RatioFlow(model), readings, divergence, directions
-        self.states, self.slopes, self.scores, self.traces = [], [], [], []
+        self.said: list[tuple[Tensor, ...]] = []
 
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
-        number, graph, dtype = len(self.states), torch.is_grad_enabled(), self.directions.dtype
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        length, reading, kept = torch.hypot(alpha, sigma), self.readings[number], []
+        """The pair, in the type of ``x``."""
+        w = x / torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+        said = ask(self.flow, w, t, self.readings[len(self.said)], self.divergence, self.directions)
+        self.said.append((w, said.slope, said.score, said.traces))
+        return said.pair
 
-        def slope(w: Tensor) -> Tensor:
-            kept.append(self.flow.model(expand(length, w) * w, t.to(w)))
-            return self.flow.of_pair(kept[0], reading.to(w))
-
-        w = x / length
-        value, traces = self.divergence.along(slope, w.to(dtype), self.directions, graph)
-        x0, eps = (part.to(x) if graph else part.detach().to(x) for part in kept[0])
-        for said, part in zip(self.all, (w, value, -(length / sigma) * eps, traces), strict=True):
-            said.append(part)
-        return Prediction(x0, eps)
-
-    @property
-    def all(self) -> tuple[list[Tensor], ...]:
-        """States, slopes, scores ``(B, ...)``, and estimates of the divergence ``(B, E)``, of the nodes so far."""
-        return self.states, self.slopes, self.scores, self.traces
+    def stacked(self) -> Iterator[Tensor]:
+        """States, F and S, ``(N, B, ...)``, and estimates of div F, ``(N, B, E)``, of the N calls; float64."""
+        return (torch.stack(part).double() for part in zip(*self.said, strict=True))
 
 
 @dataclass(frozen=True)
@@ -121,10 +135,11 @@ def one_pass(model: ScoreModel, x: Tensor, steps: int, divergence: Divergence, d
 
 
 def _integrated(record: Nodes, rule: Rule, first: float, last: float) -> OnePass:
-    states, slopes, scores, traces = (torch.stack(part).double() for part in record.all)
+    states, slopes, scores, traces = record.stacked()
     stretch = states[0, 0].numel() * math.log(last / first)  # the state's density is x's times scale^D
 
     def through(every: int) -> tuple[Transport, Tensor]:
+        """By every k-th node."""
         nodes, weights = rule.nodes(every)
         end = interpolation(nodes, nodes.new_tensor([rule.end]))
         weights, end, derivative = (part.to(states) for part in (weights, end, differentiation(nodes)))

@@ -64,13 +64,6 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
-        "importance weights without - log K",
-        "experiments/estimator.py",
-        "single.logsumexp(0) - math.log(k) - single.mean(0)",
-        "single.logsumexp(0) - single.mean(0)",
-        AUDIT,
-    ),
-    Mutant(
         "every batch with the probes of the first",
         "experiments/estimator.py",
         "first + start)",
@@ -684,8 +677,8 @@ MUTANTS = [
     Mutant(
         "score of x for that of the state",
         "solvers/one_pass.py",
-        "-(length / sigma) * eps",
-        "-eps / sigma",
+        "-(length / sigma) * pair.eps",
+        "-pair.eps / sigma",
         ONE_PASS,
     ),
     Mutant(
@@ -719,8 +712,8 @@ MUTANTS = [
     Mutant(
         "line without the score",
         "solvers/line.py",
-        "+ (score * value.double()).flatten(1).sum(1)",
-        "+ 0 * (score * value.double()).flatten(1).sum(1)",
+        "(divergence.summary(said.traces)[0].double() + along)",
+        "(divergence.summary(said.traces)[0].double())",
         ("tests/solvers/test_one_pass.py", "-k", "line_is_exact and VE"),
     ),
     Mutant(
