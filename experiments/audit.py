@@ -207,6 +207,7 @@ def bits_per_dim(
     first: int = 0,
     convention: dict[str, Any] | None = None,
     progress: bool = False,
+    quiet: bool = False,
 ) -> Audit:
     """Bits per dimension of ``images``, integer levels ``(N, ...)``: an upper bound, with its parts and their errors.
 
@@ -220,6 +221,7 @@ def bits_per_dim(
     ode_subset: examples that are evaluated again to see the ODE's error; 0 for none.
     seed, first: of the draws, and the number of the first image, which decides its draws and probes.
     convention: of the data, as ``experiments.checkpoint.load`` gives it, to be held against images and dequantizer.
+    quiet: do not print the audit.
 
     Raises ``ValueError`` for data that are not integer levels, and for another convention than the model's.
     """
@@ -238,7 +240,10 @@ def bits_per_dim(
     estimator = Estimator(dequantizer, draws, importance, divergence, *ode, seed)
     model = starting_at(model, t_min, dequantizer)
     options = {"ode_subset": ode_subset, "batch_size": batch_size, "first": first, "progress": progress}
-    return audit(model, images, estimator, **options)
+    found = audit(model, images, estimator, **options)
+    if not quiet:
+        print(found)
+    return found
 
 
 def _needed(convention: dict[str, Any] | None, sde: GaussianSDE) -> Dequantizer:

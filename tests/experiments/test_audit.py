@@ -305,3 +305,10 @@ def test_the_automatic_end_is_never_below_what_the_model_knows():
 def test_a_given_end_of_time_is_the_one_evaluated():
     found = bits_per_dim(network(), images(), LEVELS, t_min=0.01, ode_subset=0)
     assert found.t_min == 0.01 and found.truncation == truncation(VP(t_min=0.01), 0.5)
+
+
+def test_the_audit_is_printed_unless_it_is_to_be_quiet(capsys):
+    found = bits_per_dim(network(), images(), LEVELS, ode_subset=0, steps=10)
+    assert capsys.readouterr().out == f"{found}\n"
+    bits_per_dim(network(), images(), LEVELS, ode_subset=0, steps=10, quiet=True)
+    assert capsys.readouterr().out == ""
