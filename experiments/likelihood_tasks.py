@@ -151,7 +151,7 @@ def evaluate_likelihood(session: Session, model: ScoreModel, resumable: bool = F
     if keeper:
         keeper.remove()
     baselines, exact = None, None
-    if problem.dequantizer and settings.split == "test":
+    if problem.dequantizer and settings.split == "test" and settings.baselines:
         baselines = all_baselines(problem.data, problem.dequantizer, session.config.seed)
     if problem.data.density:
         exact = exact_likelihood(session, model, values, found.examples.log_prob)

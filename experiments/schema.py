@@ -42,6 +42,7 @@ class LikelihoodSettings:
     t_min: Any = None
     ode_subset: int = 32
     bounds: list[int] | None = None
+    baselines: bool = True
 
 
 @dataclass
