@@ -7,6 +7,7 @@ from density_ways import TOLERANCES as ALL
 from experiments import data
 from experiments.checkpoint import load
 from experiments.problem import Problem
+from models import ScoreNetwork
 from solvers import Exact, Hutchinson
 
 TOLERANCES = ALL[:7]
@@ -26,7 +27,7 @@ def case(path: str, seed: int, n: int = 64) -> tuple[Case, str]:
     problem = Problem.of(getattr(data, convention["name"])())
     few = problem.dimensions < 10
     x = problem.x(problem.data.test[: n if few else min(n, 24)], torch.Generator().manual_seed(seed)).double()
-    name = path.rstrip("/").split("/")[-1]
+    name = f"{convention['name']}, {type(model.net).__name__}, {_target(model)}"
     divergence = Exact() if few else Hutchinson(probes=1, seed=seed)
     found = Case(name, model, x, model.sde.prior(x.shape).log_prob, x.new_zeros(len(x)), divergence, seed)
     truth, gap = own_density(found, _REFERENCE, _AGREE)
@@ -34,3 +35,8 @@ def case(path: str, seed: int, n: int = 64) -> tuple[Case, str]:
         f"{name}: {len(x)} examples, mean log p {float(truth.mean()):.4f}; two references differ by at most {gap:.1g}"
     )
     return Case(name, model, x, found.terminal, truth, divergence, seed), line
+
+
+def _target(model: ScoreNetwork) -> str:
+    """What the network predicts."""
+    return type(model.parametrization).__name__.removesuffix("Row")

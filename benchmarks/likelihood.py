@@ -27,7 +27,7 @@ import density_tables
 import density_trained
 from density import SDES, exact_case, perturbed_case
 from density_ways import DEFAULT, ONE_PASS, UNLIMITED, adaptive, fixed
-from measure import Record
+from measure import OURS, Record
 from peers import available
 from problem import Method
 from store import Store
@@ -39,6 +39,8 @@ NAMES = {name: f"likelihood_{name}" for name in ("solver", "end_to_end", "peers"
 STEPS = (30, 50, 100, 200, 400)
 FEW = (30, 50, 75, 100, 150)
 PERTURBED = ("a", "b")
+DRAWN = (DEFAULT, "dopri8", "rk4", ONE_PASS)
+"""The ways of ours in the figure: all of them would be too many to tell apart."""
 
 
 def run(store: Store, case, methods: list[Method], budgets: tuple[int, ...] = (UNLIMITED,)) -> list[Record]:
@@ -95,7 +97,8 @@ def peers(args: argparse.Namespace) -> str:
     for case in exact_cases(args):
         records += ours(store, case) + run(store, case, methods)
         print(f"  {case.name}, seed {case.seed}", flush=True)
-    density_tables.draw(records, args.out / "likelihood.png", len(args.sdes))
+    drawn = [record for record in records if record.library != OURS or record.method in DRAWN]
+    density_tables.draw(drawn, args.out / "likelihood.png", len(args.sdes))
     text = density_tables.against_peers(records, density_peers.HELD_TO)
     return "\n".join((f"Exact scores, seeds {args.seeds}", "", text, *missing))
 
