@@ -282,7 +282,8 @@ def test_uniform_data_have_exactly_log2_levels_bits_through_the_flow(sde, levels
         model, k, Uniform(levels, low, high), prior=model.log_prob, endpoint_correction=True, ode_subset=0, **method
     )
     error = found.per_example()["value"] - math.log2(levels)
-    assert error.abs().max() < 1e-4 and found.value == pytest.approx(math.log2(levels), abs=1e-5)
+    most = 2e-6 if "steps" in method else 1e-4
+    assert error.abs().max() < most and found.value == pytest.approx(math.log2(levels), abs=0.1 * most)
 
 
 # Probes on images.
