@@ -169,22 +169,24 @@ def test_a_guided_model_has_the_density_it_is_guided_to(sde, guided, method):
 # One process as another.
 
 
+CLOCKED = VP(t_min=1e-3)
+LEVELS = tuple(float(CLOCKED.sigma(t) / CLOCKED.alpha(t)) for t in ends(CLOCKED))
+PAIRS = [(CLOCKED, EDM(*LEVELS)), (EDM(*LEVELS), CLOCKED), (VE(*LEVELS), CLOCKED), (EDM(*LEVELS), VE(*LEVELS))]
+
+
 @both
-@pytest.mark.parametrize("other", ["EDM", "VE"])
-def test_log_densities_under_another_process_differ_by_the_units(other, method):
-    """Of one model, between the same levels of noise: log p(x / alpha) = log p(x) + D log alpha."""
-    vp = VP(t_min=1e-3)
-    levels = [float(vp.sigma(t) / vp.alpha(t)) for t in ends(vp)]
-    sde = EDM(*levels) if other == "EDM" else VE(*levels)
-    model = mixture(vp)
-    alpha, last = (vp.alpha(t) for t in ends(vp))
+@pytest.mark.parametrize("own, other", PAIRS, ids=lambda sde: type(sde).__name__)
+def test_log_densities_under_another_process_differ_by_the_units(own, other, method):
+    """Of one model, between the same levels of noise: log p(c x) = log p(x) - D log c, c the ratio of the alphas."""
+    model = mixture(own)
     x, log_prob = at_t_min(model)
+    c, last = (other.alpha(t) / own.alpha(s) for t, s in zip(ends(other), ends(own), strict=True))
     prior = terminal(model)
-    own = log_likelihood(model, x, prior=prior, **method)
-    changed = log_likelihood(model.under(sde), x / alpha, prior=lambda y: prior(last * y) + 2 * last.log(), **method)
-    assert (own.log_prob - log_prob).abs().max() < 1e-5
-    assert torch.allclose(changed.log_prob, own.log_prob + 2 * alpha.log(), rtol=0, atol=1e-5)
-    assert torch.allclose(last * changed.latent, own.latent, rtol=1e-4, atol=1e-4)
+    plain = log_likelihood(model, x, prior=prior, **method)
+    changed = log_likelihood(model.under(other), c * x, prior=lambda y: prior(y / last) - 2 * last.log(), **method)
+    assert (plain.log_prob - log_prob).abs().max() < 1e-5
+    assert torch.allclose(changed.log_prob, plain.log_prob - 2 * c.log(), rtol=0, atol=1e-5)
+    assert torch.allclose(changed.latent / last, plain.latent, rtol=1e-4, atol=1e-4)
 
 
 @both
