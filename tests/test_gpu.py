@@ -9,9 +9,12 @@ from configurations import configuration
 
 from experiments import training
 from experiments.audit import bits_per_dim
+from experiments.centres import DiscreteDecoder, TruncatedNormal
 from experiments.data import digits
+from experiments.dequantization import Uniform
 from experiments.problem import Problem
 from experiments.run import Run
+from experiments.variational import Variational
 from models import MLP, GaussianMixture, ScoreNetwork
 from sde import EDM, VE, VP, Cosine, DDPMChain, LearnedSchedule, Noise, RectifiedFlow, SubVP, linear_betas
 from solvers import (
@@ -35,9 +38,15 @@ from solvers import (
     Sampler,
     SDEDPMSolver,
     UniPC,
+    continuous_elbo,
     elbo,
+    inconsistency,
+    line_likelihood,
     log_likelihood,
+    matched_prior,
+    sample,
     simulate,
+    solver_error,
 )
 
 pytestmark = pytest.mark.gpu
@@ -113,6 +122,61 @@ def test_simulated_paths_and_bounds_are_those_of_the_cpu(sde):
     assert torch.allclose(*paths, rtol=1e-3, atol=1e-3)
     bounds = [elbo(mixture(sde).to(device), x0.to(device), chain, draws=2) for device in ("cpu", "cuda")]
     assert torch.allclose(bounds[0].log_prob, bounds[1].log_prob.cpu(), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_densities_in_one_pass_and_along_the_line_are_those_of_the_cpu(sde):
+    x = Noise(3).normal((64, 2))
+    found = [log_likelihood(mixture(sde).to(d), x.to(d), method="one_pass", steps=40) for d in ("cpu", "cuda")]
+    for name in ("log_prob", "prior", "change", "error"):
+        cpu, gpu = (getattr(one, name) for one in found)
+        assert gpu.is_cuda and torch.allclose(gpu.cpu(), cpu, rtol=1e-3, atol=2e-3), name
+    lines = [line_likelihood(mixture(sde).to(d), x.to(d), 40).cpu() for d in ("cpu", "cuda")]
+    assert torch.allclose(*lines, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=str)
+def test_samples_with_densities_and_the_continuous_bound_are_those_of_the_cpu(sde):
+    options = dict(shape=(64, 2), seed=2, return_log_prob=True, rtol=1e-5, atol=1e-5)
+    cpu, gpu = (sample(mixture(sde).to(device), **options) for device in ("cpu", "cuda"))
+    assert gpu.x.is_cuda and gpu.log_prob.is_cuda
+    assert torch.allclose(gpu.x.cpu(), cpu.x, atol=1e-2) and torch.allclose(gpu.log_prob.cpu(), cpu.log_prob, atol=2e-2)
+    x0 = mixture(sde).sample(32)
+    bounds = [continuous_elbo(mixture(sde).to(d), x0.to(d), points=8, draws=2).log_prob.cpu() for d in ("cpu", "cuda")]
+    assert torch.allclose(*bounds, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("covariance, rank", [("diagonal", None), ("full", None), ("low_rank", 2)])
+def test_a_matched_prior_is_that_of_the_cpu(covariance, rank):
+    data, x = Noise(1).normal((50, 1, 2, 3)) @ torch.ones(3, 3).triu(), Noise(2).normal((7, 1, 2, 3))
+    cpu, gpu = (matched_prior(data.to(d), VP(beta_max=5.0), covariance, rank=rank)(x.to(d)) for d in ("cpu", "cuda"))
+    assert gpu.is_cuda and torch.allclose(gpu.cpu(), cpu, rtol=1e-4, atol=1e-4)
+
+
+def test_dequantization_is_that_of_the_cpu():
+    k = (Noise(1).words((32, 1, 4, 4), 0) % 17).to(torch.uint8)
+    flow = Variational(17, -1.0, 1.0, (1, 4, 4))
+    for i, parameter in enumerate(flow.parameters()):
+        parameter.data += 0.1 * Noise(i).normal((1, parameter.numel())).reshape(parameter.shape)
+    around = [kind.of(VP(t_min=1e-3), 17) for kind in (TruncatedNormal, DiscreteDecoder)]
+    for dequantizer in (Uniform(17), *around, flow.eval()):
+        cpu = dequantizer.draw(k, seed=4, number=2, first=3)
+        gpu = (dequantizer.cuda() if dequantizer is flow else dequantizer).draw(k.cuda(), seed=4, number=2, first=3)
+        assert gpu.x.is_cuda and torch.allclose(gpu.x.cpu(), cpu.x, rtol=0, atol=1e-5), dequantizer
+        assert torch.allclose(gpu.log_weight.cpu(), cpu.log_weight, rtol=1e-4, atol=1e-2), dequantizer
+
+
+@pytest.mark.parametrize("options", [{}, {"draws": 2, "importance": True}, {"rtol": 1e-4}], ids=str)
+def test_bits_per_dim_are_those_of_the_cpu(options):
+    model = ScoreNetwork(MLP((4,)), VP(t_min=1e-3), "v")
+    torch.nn.init.normal_(model.net.last[-1].weight, std=0.1)
+    k = (Noise(1).words((32, 4), 0) % 17).to(torch.uint8)
+    cpu, gpu = (bits_per_dim(model.to(d), k.to(d), Uniform(17), ode_subset=4, **options) for d in ("cpu", "cuda"))
+    assert gpu.value == pytest.approx(cpu.value, abs=1e-3) and gpu.stderr == pytest.approx(cpu.stderr, abs=1e-3)
+    for name, value in cpu.parts().items():
+        assert gpu.parts()[name] == pytest.approx(value, abs=2e-3), name
+    x = Noise(3).normal((8, 4)).cuda()
+    assert inconsistency(model, x).is_cuda and solver_error(model, x, samples=4, steps=20).rms < 0.1
 
 
 DIVERGENCES = [Exact(), Exact(chunk=2), Hutchinson(probes=2), Hutchinson(2, "orthogonal"), HutchPlusPlus(4)]

@@ -495,6 +495,7 @@ def score_sde(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_table_of_a_process_that_ships(tmp_path):
     code, out, err = score_sde("task=verify", "sde=rectified_flow", "sde.t_max=2.0", f"hydra.run.dir={tmp_path}")
     assert code == 0, err
