@@ -98,7 +98,7 @@ def test_order_of_the_probability_flow(method, ratio, slack, direction):
     exact = math.sqrt(float(marginal(model, sde.t_min)[1] / marginal(model, sde.t_max)[1]))
 
     def error(steps):
-        flow = ProbabilityFlow(method=method, steps=steps)
+        flow = ProbabilityFlow(method=method, steps=steps, coordinates="angle")
         if direction == "encode":
             return abs(float(flow.encode(model, one)) - 1 / exact)
         return abs(float(flow(model, x_T=one).x) - exact)
