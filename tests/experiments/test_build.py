@@ -37,7 +37,10 @@ def test_the_groups_are_those_documented():
     assert groups == set(documented.split())
 
 
-@pytest.mark.parametrize("sde", choices("sde"))
+@pytest.mark.parametrize(
+    "sde",
+    [sde if sde in ("vp", "rectified_flow") else pytest.param(sde, marks=pytest.mark.slow) for sde in choices("sde")],
+)
 @pytest.mark.parametrize("parametrization", choices("parametrization"))
 def test_every_sde_and_parametrization_builds(sde, parametrization):
     model = build_model(configuration(f"sde={sde}", f"parametrization={parametrization}"), DIGITS)

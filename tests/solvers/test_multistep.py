@@ -1,6 +1,7 @@
 """DPM-Solver++ and UniPC: the algorithms of the papers in plain numbers, their orders, and both ends of time."""
 
 import itertools
+import functools
 import math
 from dataclasses import replace
 
@@ -50,6 +51,15 @@ def test_order_1_is_ddim_bit_for_bit(sde, grid):
         assert torch.equal(first.encode(model, x), ddim.encode(model, x)), steps
 
 
+@functools.cache
+def moved(sampler, sde, target, direction):
+    """Where a sampler takes noise ("decode") or data."""
+    model = target(sde)
+    if direction == "encode":
+        return sampler.encode(model, model.sample(4, seed=1))
+    return sampler(model, x_T=sde.prior((4, 2)).sample(1, dtype=torch.float64)).x
+
+
 @pytest.mark.parametrize("cls, extra", [(DPMSolver, 0), (UniPC, 1)])
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("sde", quick([VP(), VE()]), ids=str)
@@ -57,14 +67,9 @@ def test_order_1_is_ddim_bit_for_bit(sde, grid):
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_order_of_convergence(cls, extra, order, sde, target, direction):
     """p for DPM-Solver++, p + 1 for UniPC, in both directions, from one and the same beginning."""
-    model, p = target(sde), order + extra
-    x = sde.prior((4, 2)).sample(1, dtype=torch.float64) if direction == "decode" else model.sample(4, seed=1)
-
-    def moved(sampler):
-        return sampler(model, x_T=x).x if direction == "decode" else sampler.encode(model, x)
-
-    exact = moved(RungeKutta4(400))
-    coarse, fine = (float((moved(cls(n, "karras", order=order)) - exact).norm()) for n in (240, 480))
+    p, exact = order + extra, moved(RungeKutta4(400), sde, target, direction)
+    samplers = (cls(n, "karras", order=order) for n in (240, 480))
+    coarse, fine = (float((moved(sampler, sde, target, direction) - exact).norm()) for sampler in samplers)
     found = math.log2(coarse / fine)
     if direction == "encode" and sde == VE() and order == 3:
         assert p - 1 < found < p, (coarse, fine)  # the first steps, of lower order, show: data noise of 0.01

@@ -1,6 +1,7 @@
 """Euler, Heun with and without churn, and Runge-Kutta: exact recursions, orders, and both ends of time."""
 
 import itertools
+import functools
 import math
 from dataclasses import replace
 
@@ -54,6 +55,15 @@ def test_euler_sets_out_from_data_without_noise_and_euler_maruyama_can_not():
     assert torch.allclose(Euler(2000).encode(model, x), RungeKutta4(200).encode(model, x), atol=0.01)
 
 
+@functools.cache
+def moved(sampler, sde, target, direction):
+    """Where a sampler takes noise ("decode") or data."""
+    model = target(sde)
+    if direction == "encode":
+        return sampler.encode(model, model.sample(4, seed=1))
+    return sampler(model, x_T=sde.prior((4, 2)).sample(1, dtype=torch.float64)).x
+
+
 @pytest.mark.parametrize("sde", quick([VP(), VE()]), ids=str)
 @pytest.mark.parametrize(
     "sampler",
@@ -63,14 +73,9 @@ def test_euler_sets_out_from_data_without_noise_and_euler_maruyama_can_not():
 @pytest.mark.parametrize("target", [correlated, mixture], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_the_measured_order_is_the_stated_one(sde, sampler, target, direction):
-    model = target(sde)
-    x = sde.prior((4, 2)).sample(1, dtype=torch.float64) if direction == "decode" else model.sample(4, seed=1)
-
-    def moved(there):
-        return there(model, x_T=x).x if direction == "decode" else there.encode(model, x)
-
-    exact, n = moved(RungeKutta4(600)), {1: 400, 2: 200, 4: 120}[sampler.order]
-    coarse, fine = (float((moved(sampler.with_steps(k)) - exact).norm()) for k in (n, 2 * n))
+    case = (sde, target, direction)
+    exact, n = moved(RungeKutta4(600), *case), {1: 400, 2: 200, 4: 120}[sampler.order]
+    coarse, fine = (float((moved(sampler.with_steps(k), *case) - exact).norm()) for k in (n, 2 * n))
     assert math.log2(coarse / fine) == pytest.approx(sampler.order, abs=0.3), (coarse, fine)
 
 
