@@ -1,7 +1,7 @@
 """DPM-Solver++ and UniPC: the algorithms of the papers in plain numbers, their orders, and both ends of time."""
 
-import itertools
 import functools
+import itertools
 import math
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
 """Euler, Heun with and without churn, and Runge-Kutta: exact recursions, orders, and both ends of time."""
 
-import itertools
 import functools
+import itertools
 import math
 from dataclasses import replace
 
