@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from sde import ScoreField, ScoreModel
+from solvers.base import SamplingDiverged
 from solvers.divergence import Divergence
 from solvers.flow import ANY_PROCESS, check_coordinates, flow
-from solvers.ode import ADAPTIVE, FIXED, check_method, integrate
+from solvers.ode import ADAPTIVE, FIXED, ODEError, check_method, integrate
 from solvers.one_pass import OnePass, Transport, check_steps, one_pass
 
 LogProb = Callable[[Tensor], Tensor]
@@ -96,7 +97,15 @@ class InOnePass(Integration):
         return True
 
     def forward(self, model: ScoreModel, x, divergence, directions, prior):
-        found = one_pass(model, x, self.steps, divergence, directions)
+        try:
+            found, why = one_pass(model, x, self.steps, divergence, directions), ""
+        except SamplingDiverged as error:
+            found, why = None, f" ({error})"
+        if found is None or not bool(torch.isfinite(found.whole.change).all()):
+            raise ODEError(
+                f"one_pass with {self.steps} steps met values that are not finite{why}; check the data and the weights "
+                "of the network, raise t_min, or take method='dopri5'"
+            )
         return Transport(*(part.to(x) for part in found.whole)), self._error(found, prior).to(x)
 
     def _error(self, found: OnePass, prior: LogProb) -> Tensor:

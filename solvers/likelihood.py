@@ -7,7 +7,7 @@ divergence together. The number is the density that the flow of the model itself
 the network, once solver error and the probes' error are small.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -21,9 +21,7 @@ from solvers.base import counting
 from solvers.compiled import Compiled
 from solvers.divergence import Divergence, default_divergence
 from solvers.endpoint import check_endpoint, endpoint, endpoint_bias
-from solvers.integration import Integration, integration
-
-LogProb = Callable[[Tensor], Tensor]
+from solvers.integration import Integration, LogProb, integration
 
 
 @dataclass(frozen=True)

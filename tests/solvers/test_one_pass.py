@@ -10,7 +10,7 @@ from oracles import CORE_SDES, SDES, correlated, gaussian, mixture, quick
 import solvers.one_pass
 from models import MLP, ScoreNetwork
 from sde import EDM, VE, VP, Noise, Prediction, RectifiedFlow, ScoreFunction, ScoreModel
-from solvers import Exact, Hutchinson, SamplingDiverged, inconsistency, line_likelihood, log_likelihood, solver_error
+from solvers import Exact, Hutchinson, ODEError, inconsistency, line_likelihood, log_likelihood, solver_error
 from solvers.one_pass import Rule, one_pass
 from solvers.spectral import differentiation, gauss_radau, interpolation
 
@@ -279,8 +279,21 @@ def test_what_can_not_work_is_refused(arguments, message):
 
 
 def test_data_that_are_no_numbers_raise():
-    with pytest.raises(SamplingDiverged, match="not finite"):
+    with pytest.raises(ODEError, match=r"one_pass with 100 steps met values .* step 1 of 99, at t="):
         log_likelihood(mixture(VP()), torch.full((2, 2), math.nan, dtype=torch.float64))
+
+
+class Broken(ScoreModel):
+    """Finite itself, and with a derivative that is not."""
+
+    def forward(self, x, t):
+        eps = torch.sqrt(x.square()) * self.sde.sigma(t)
+        return Prediction((x - self.sde.sigma(t) * eps) / self.sde.alpha(t), eps)
+
+
+def test_a_divergence_that_is_no_number_raises():
+    with pytest.raises(ODEError, match="one_pass with 20 steps met values that are not finite; check"):
+        log_likelihood(Broken(VP()), torch.zeros(2, 2).double(), steps=20)
 
 
 def test_a_process_of_another_kind_is_refused():
