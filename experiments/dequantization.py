@@ -52,7 +52,6 @@ class Dequantizer(ABC):
     low: float
     high: float
     trained_on: ClassVar[str]
-    """What the model must have been trained on: data spread over their bins, "uniform", or at their "centres"."""
 
     @property
     def bin_width(self) -> float:

@@ -12,17 +12,17 @@ their own single draw. Every part is kept for each example, in nats.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from itertools import chain
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from experiments.dequantization import Dequantizer, Drawn, importance_weighted
 from sde import ScoreModel
 from sde.base import require_count
 from solvers import Divergence, Exact, log_likelihood
+from solvers.base import first_weight
 from solvers.integration import Integration, integration
 
 PARTS = ("prior", "divergence", "dequantization", "endpoint", "importance")
@@ -118,7 +118,7 @@ class Estimator:
 
     def __call__(self, model: ScoreModel, values: Tensor, first: int = 0) -> Examples:
         """Parts for ``values`` ``(B, ...)``, levels or points, of which the first example has the number ``first``."""
-        values = values.to(device_of(model))
+        values = values.to(first_weight(model).device)
         return self._combined([self._one(model, values, number, first) for number in range(self.draws)])
 
     @property
@@ -212,8 +212,3 @@ def evaluate(
         if keeper:
             keeper.save(done[0])
     return done[0]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's tensors are; the CPU for one without any."""
-    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))

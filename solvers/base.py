@@ -103,17 +103,13 @@ class Solver(ABC):
         SamplingDiverged (or ``ODEError``): a value is not finite.
         """
         self.check_model(model)
-        if (shape is None) == (x_T is None):
-            raise ValueError("give either shape, to start from the prior, or x_T, to start from given noise")
         if batch_size is not None:
             require_count(batch_size, "batch_size")
         if type(trajectory) is not int or trajectory < 0:
             raise ValueError(f"trajectory must be an integer of at least 0, found {trajectory!r}")
-        if x_T is None:
-            like = first_weight(model)
-            x_T = model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
+        x_T = starting_noise(model, shape, seed, x_T, device, dtype)
         model = Compiled(model) if self.compile else model
-        parts, done, first = x_T.to(device=device, dtype=dtype).split(batch_size or max(1, len(x_T))), [], 0
+        parts, done, first = x_T.split(batch_size or max(1, len(x_T))), [], 0
         bar = tqdm(
             total=self.calls and self.calls * len(parts),
             desc=type(self).__name__,
@@ -155,6 +151,23 @@ def _joined(parts: list[Output]) -> Output:
     x, times = torch.cat([part.x for part in parts]), parts[0].times
     trajectory = None if times is None else torch.cat([part.trajectory for part in parts], dim=1)
     return Output(x, max(part.nfe for part in parts), trajectory, times)
+
+
+def starting_noise(
+    model: ScoreField,
+    shape: tuple[int, ...] | None,
+    seed: int,
+    x_T: Tensor | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """What a solver starts from, by its call's arguments; ``ValueError`` unless given one of ``shape`` and ``x_T``."""
+    if (shape is None) == (x_T is None):
+        raise ValueError("give either shape, to start from the prior, or x_T, to start from given noise")
+    if x_T is not None:
+        return x_T.to(device=device, dtype=dtype)
+    like = first_weight(model)
+    return model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
 
 
 def first_weight(model: torch.nn.Module) -> Tensor:

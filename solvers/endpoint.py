@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from sde import Noise, ScoreModel
-from sde.base import expand
 from solvers.divergence import Divergence
 
 _FIRST = 3 * 2**30  # draws of noise apart from those of samples, dequantization and probes
@@ -60,9 +59,8 @@ def _growth(model: ScoreModel, x: Tensor, t: Tensor, divergence: Divergence, dir
 def endpoint_bias(model: ScoreModel, x: Tensor, first: int = 0) -> Tensor:
     """(|e|^2 - eps.e) / 2 for one draw of the noise for each sample, nats, ``(B,)``: of mean 0 for an exact score."""
     t = torch.tensor(model.sde.t_min).to(x)
-    alpha, sigma = model.sde.alpha(t), model.sde.sigma(t)
     eps = Noise(0, first).normal(tuple(x.shape), _FIRST, x.device, x.dtype)
-    found = model(expand(alpha, x) * x + expand(sigma, x) * eps, t).eps
+    found = model(model.sde.perturb(x, t, eps), t).eps
     return 0.5 * (found * (found - eps)).flatten(1).sum(1)
 
 

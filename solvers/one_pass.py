@@ -26,6 +26,7 @@ order in R, and of zero mean.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -111,10 +112,14 @@ class Rule:
 
     def nodes(self, every: int = 1) -> tuple[Tensor, Tensor]:
         """Every k-th node, and the weights of the rule through those, ``(M,)``, in float64."""
+        nodes, weights = self._all
+        return nodes[::every], weights @ interpolation(nodes[::every], nodes)
+
+    @cached_property
+    def _all(self) -> tuple[Tensor, Tensor]:
         nodes, weights = gauss_radau(self.steps)
         half = 0.5 * (self.end - self.start)
-        nodes, weights = self.start + half * (nodes + 1), half * weights
-        return nodes[::every], weights @ interpolation(nodes[::every], nodes)
+        return self.start + half * (nodes + 1), half * weights
 
 
 def one_pass(model: ScoreModel, x: Tensor, steps: int, divergence: Divergence, directions: Tensor) -> OnePass:

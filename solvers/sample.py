@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sde import ScoreField
-from solvers.base import Output, counting, first_weight
+from solvers.base import Output, counting, starting_noise
 from solvers.divergence import Divergence, default_divergence
 from solvers.integration import AlongODE
 from solvers.likelihood import Likelihood, LogProb, frozen
@@ -53,12 +53,7 @@ def sample(
         out = solver(model, shape, seed, x_T, device, dtype)
         return Sampled(out.x, out.nfe)
     solver.check_model(model)
-    if (shape is None) == (x_T is None):
-        raise ValueError("give either shape, to start from the prior, or x_T, to start from given noise")
-    if x_T is None:
-        like = first_weight(model)
-        x_T = model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
-    x_T, sde = x_T.to(device=device, dtype=dtype), model.sde
+    x_T, sde = starting_noise(model, shape, seed, x_T, device, dtype), model.sde
     way, divergence = AlongODE(method, rtol, atol, steps, coordinates), divergence or default_divergence(x_T)
     with torch.no_grad(), frozen(model), counting(model) as calls:
         x, back = way.between(model, x_T, sde.t_max, sde.t_min, divergence, divergence.directions(x_T))

@@ -235,6 +235,15 @@ def response(monkeypatch, sampler, model, dimension=1, draws=1):
     return Response(out[0], rows[:d], rows[d:].reshape(k, d, d))
 
 
+@functools.cache
+def moved(sampler, sde, target, direction):
+    """Where a sampler takes noise ("decode") or data."""
+    model = target(sde)
+    if direction == "encode":
+        return sampler.encode(model, model.sample(4, seed=1))
+    return sampler(model, x_T=sde.prior((4, 2)).sample(1, dtype=torch.float64)).x
+
+
 def one_step(sampler, model, t, s, x, index=1):
     """The mean of one step of a sampler, from time ``t`` to ``s``, as the number ``index`` of its steps."""
     path = Path(model.sde, torch.tensor([t, s], dtype=torch.float64))

@@ -1,6 +1,5 @@
 """DPM-Solver++ and UniPC: the algorithms of the papers in plain numbers, their orders, and both ends of time."""
 
-import functools
 import itertools
 import math
 from dataclasses import replace
@@ -8,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracles import CORE_SDES, SDES, Watch, correlated, gaussian, marginal, mixture, quick
+from oracles import CORE_SDES, SDES, Watch, correlated, gaussian, marginal, mixture, moved, quick
 from recursions import dpm_solver, level, run, unipc
 
 from sde import VE, VP, RectifiedFlow
@@ -49,15 +48,6 @@ def test_order_1_is_ddim_bit_for_bit(sde, grid):
         assert torch.equal(first(model, shape=(4, 2)).x, ddim(model, shape=(4, 2)).x), steps
         x = torch.ones(1, 2)
         assert torch.equal(first.encode(model, x), ddim.encode(model, x)), steps
-
-
-@functools.cache
-def moved(sampler, sde, target, direction):
-    """Where a sampler takes noise ("decode") or data."""
-    model = target(sde)
-    if direction == "encode":
-        return sampler.encode(model, model.sample(4, seed=1))
-    return sampler(model, x_T=sde.prior((4, 2)).sample(1, dtype=torch.float64)).x
 
 
 @pytest.mark.parametrize("cls, extra", [(DPMSolver, 0), (UniPC, 1)])

@@ -1,13 +1,12 @@
 """Euler, Heun with and without churn, and Runge-Kutta: exact recursions, orders, and both ends of time."""
 
-import functools
 import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from oracles import CORE_SDES, SDES, Watch, correlated, gaussian, marginal, mixture, quick, response
+from oracles import CORE_SDES, SDES, Watch, correlated, gaussian, marginal, mixture, moved, quick, response
 from recursions import euler_maruyama, heun, level, run, runge_kutta
 
 from sde import VE, VP, RectifiedFlow
@@ -53,15 +52,6 @@ def test_euler_sets_out_from_data_without_noise_and_euler_maruyama_can_not():
     with pytest.raises(SamplingDiverged):
         EulerMaruyama(50, stochasticity=0.0).encode(model, x)
     assert torch.allclose(Euler(2000).encode(model, x), RungeKutta4(200).encode(model, x), atol=0.01)
-
-
-@functools.cache
-def moved(sampler, sde, target, direction):
-    """Where a sampler takes noise ("decode") or data."""
-    model = target(sde)
-    if direction == "encode":
-        return sampler.encode(model, model.sample(4, seed=1))
-    return sampler(model, x_T=sde.prior((4, 2)).sample(1, dtype=torch.float64)).x
 
 
 @pytest.mark.parametrize("sde", quick([VP(), VE()]), ids=str)
