@@ -1,6 +1,6 @@
 """The score model: networks, what they predict, how they learn, and closed-form ones to measure against."""
 
-from models.embedding import SinusoidalEmbedding
+from models.embedding import FourierEmbedding, SinusoidalEmbedding
 from models.exact import GaussianMixture
 from models.level_head import LevelHead
 from models.mlp import MLP
@@ -14,6 +14,7 @@ __all__ = [
     "MLP",
     "DataRow",
     "EDMRow",
+    "FourierEmbedding",
     "GaussianMixture",
     "LevelHead",
     "NoiseRow",

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from models.embedding import label_network, zero_
+from models.embedding import Conditioning, zero_
 
 
 class _Block(nn.Module):
@@ -37,7 +37,7 @@ class MLP(nn.Module):
             )
         size = math.prod(shape)
         self.out_shape = (outputs * shape[0], *shape[1:])
-        self.embed = label_network(embedding, width)
+        self.embed = nn.Sequential(Conditioning(embedding, width), nn.SiLU())
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width, width) for _ in range(depth))
         self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero_(nn.Linear(width, outputs * size)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.embedding import label_network, zero_
+from models.embedding import Conditioning, zero_
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -94,7 +94,7 @@ class UNet(nn.Module):
         self._check(shape, widths, attention, heads)
         conv, embedding = _CONV[len(shape) - 1], 4 * channels
         self.out_shape, self.octaves = (outputs * shape[0], *shape[1:]), fourier
-        self.embed = label_network(2 * channels, embedding)
+        self.embed = nn.Sequential(Conditioning(2 * channels, embedding), nn.SiLU())
 
         def stage(inputs: int, level: int, attend: bool) -> _Stage:
             return _Stage(conv, inputs, widths[level], embedding, dropout, heads if attend else 0)
