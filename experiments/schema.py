@@ -18,8 +18,6 @@ class Train:
     warmup: int = MISSING
     clip: float = MISSING
     ema: float = MISSING
-    weighting: str = MISSING
-    times: Any = MISSING
     log_every: int = MISSING
 
 
@@ -76,6 +74,7 @@ class Config:
     parametrization: Any = MISSING
     solver: Any = MISSING
     data: Any = MISSING
+    objective: Any = MISSING
     train: Train = field(default_factory=Train)
     likelihood: LikelihoodSettings = field(default_factory=LikelihoodSettings)
     compare: Compare = field(default_factory=Compare)

@@ -18,7 +18,6 @@ from experiments.metrics import classifier_confidence, copy_report
 from experiments.problem import Problem, build_model
 from experiments.run import Run, provenance
 from experiments.session import Session, load_model
-from models.score_matching import check_objective
 from sde import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -95,12 +94,8 @@ def check_training(session: Session) -> None:
     if session.config.under is not None:
         raise ConfigError("sde@under= is for a trained model (task=sample, likelihood, compare); train under sde=")
     training.check(session.config.train)
-    times = build(session.config.train.times, where="train.times")
     model = build_model(session.config, session.problem.convention(), session.problem.data.train)
-    try:
-        check_objective(model.sde, session.config.train.weighting, times)
-    except ValueError as error:
-        raise ConfigError(f"{error}; as a configuration: train=bound") from None
+    training.build_objective(session.config, model)
     session.diagnose(model.sde)
 
 

@@ -14,8 +14,7 @@ from experiments import checkpoint
 from experiments.build import ConfigError, build
 from experiments.problem import Problem, build_model
 from experiments.run import Metrics, Run
-from models import ScoreNetwork, denoising_score_matching
-from models.score_matching import WEIGHTINGS
+from models import Objective, ScoreNetwork
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "loss", "validation_loss", "gradient_norm", "learning_rate", "samples_per_second", "seconds")
@@ -53,8 +52,19 @@ def check(settings: DictConfig) -> None:
         raise ConfigError(f"train.ema must lie in [0, 1), found {settings.ema}")
     if settings.warmup < 0:
         raise ConfigError(f"train.warmup must be at least 0, found {settings.warmup}")
-    if settings.weighting not in WEIGHTINGS:
-        raise ConfigError(f"train.weighting must be one of {', '.join(WEIGHTINGS)}, found {settings.weighting!r}")
+
+
+def build_objective(config: DictConfig, model: ScoreNetwork) -> Objective:
+    """The configured objective, refused where it can't train this model."""
+    objective = build(config.objective, where="objective", allowed=("models.",))
+    if not isinstance(objective, Objective):
+        raise ConfigError(f"objective must be an Objective, found {config.objective._target_}")
+    try:
+        objective.check(model)
+    except ValueError as error:
+        cure = "; as a configuration: objective=bound" if model.sde.learned else ""
+        raise ConfigError(f"objective: {error}{cure}") from None
+    return objective
 
 
 def learning_rate(step: int, settings: DictConfig) -> float:
@@ -108,7 +118,7 @@ class _Loop:
         self, config: DictConfig, problem: Problem, device: torch.device, model: ScoreNetwork, average: Average
     ):
         self.settings, self.model, self.average, self.step, self.recent = config.train, model, average, 0, math.nan
-        self.device, self.times = device, build(config.train.times, where="train.times")
+        self.device, self.objective = device, build_objective(config, model).to(device)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.batches = batches(problem, config.train.batch_size, device, self.generator)
         held_out = torch.Generator().manual_seed(config.seed)
@@ -129,7 +139,7 @@ class _Loop:
                     losses, since = [], time.time()
 
     def _loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return denoising_score_matching(self.model, x, self.settings.weighting, self.times, generator).mean()
+        return self.objective(self.model, x, generator).value.mean()
 
     def _update(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimizer; loss and gradient norm, which stay on the device."""

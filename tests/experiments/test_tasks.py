@@ -79,8 +79,8 @@ def test_training_takes_sde_and_not_under(tmp_path):
 
 def test_a_schedule_that_learns_needs_the_objective_that_can_train_it(tmp_path):
     opened = tasks.Session(configuration(*PLANE, "sde=learned"), Run(tmp_path / "a", "train"))
-    with pytest.raises(ConfigError, match=r"only weighting='likelihood'.*train=bound"):
+    with pytest.raises(ConfigError, match=r"only weighting='likelihood'.*objective=bound"):
         tasks.check_training(opened)
     tasks.check_training(
-        tasks.Session(configuration(*PLANE, "sde=learned", "train=bound"), Run(tmp_path / "b", "train"))
+        tasks.Session(configuration(*PLANE, "sde=learned", "objective=bound"), Run(tmp_path / "b", "train"))
     )

@@ -107,11 +107,21 @@ def test_a_checkpoint_can_not_name_what_to_run(tmp_path, problem, part):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("steps", 0), ("batch_size", -1), ("learning_rate", 0.0), ("ema", 1.0), ("clip", -1.0), ("weighting", "best")],
+    [("steps", 0), ("batch_size", -1), ("learning_rate", 0.0), ("ema", 1.0), ("clip", -1.0)],
 )
 def test_bad_settings_are_refused(setting, value):
     with pytest.raises(ConfigError, match=f"train.{setting} must"):
         training.check(configuration(f"train.{setting}={value}").train)
+
+
+def test_an_objective_that_is_none_is_refused():
+    config = configuration(*SMALL, "objective.weighting=best")
+    model = build_model(config, Problem.of(mixture2d(10, 10, 10)).convention())
+    with pytest.raises(ConfigError, match="objective: weighting must be one of"):
+        training.build_objective(config, model)
+    config.objective = {"_target_": "models.UniformTime"}
+    with pytest.raises(ConfigError, match=r"objective must be an Objective, found models\.UniformTime"):
+        training.build_objective(config, model)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
