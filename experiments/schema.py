@@ -74,6 +74,7 @@ class Config:
     under: Any = None
     net: Any = MISSING
     parametrization: Any = MISSING
+    label: str = "log_snr"
     solver: Any = MISSING
     data: Any = MISSING
     train: Train = field(default_factory=Train)

@@ -1,5 +1,6 @@
 """The score model: networks, what they predict, how they learn, and closed-form ones to measure against."""
 
+from models.dit import DiT
 from models.embedding import FourierEmbedding, SinusoidalEmbedding
 from models.exact import GaussianMixture
 from models.level_head import LevelHead
@@ -13,6 +14,7 @@ from models.unet import UNet
 __all__ = [
     "MLP",
     "DataRow",
+    "DiT",
     "EDMRow",
     "FourierEmbedding",
     "GaussianMixture",
