@@ -59,7 +59,7 @@ class _Block(nn.Module):
         super().__init__()
         self.modulation, self.attention = _Modulation(width, 6), _Attention(width, heads)
         self.mlp = nn.Sequential(_linear(width, hidden), nn.GELU("tanh"), _linear(hidden, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)

@@ -13,7 +13,7 @@ class _Block(nn.Module):
         super().__init__()
         self.norm, self.label = _norm(width, layer_norm), nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, width), zero_(nn.Linear(width, width))
-        self.activation, self.dropout = nn.SiLU(), nn.Dropout(dropout)
+        self.activation, self.dropout = nn.SiLU(), nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, h: Tensor, label: Tensor) -> Tensor:
         return h + self.outer(self.dropout(self.activation(self.inner(self.norm(h)) + self.label(label))))
