@@ -73,34 +73,33 @@ def test_b42_inputs_labels_and_features_are_float32(name):
 class Fixed(nn.Module):
     """The same output, whatever it is asked: what is left are the model's own computations."""
 
-    def __init__(self, outputs: int, dtype: torch.dtype):
+    def __init__(self, output: torch.Tensor):
         super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.output = torch.randn(4, outputs * SHAPE[0], *SHAPE[1:], generator=generator).to(dtype)
-        self.asked = []
+        self.output, self.asked = output, []
 
     def forward(self, x, label):
         self.asked += [x, label]
         return self.output
 
 
+def around(sde, row, label, output) -> list[torch.Tensor]:
+    """All that is computed before and after a network that gives ``output``."""
+    net, x = Fixed(output), torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+    model = ScoreNetwork(net, sde, head() if row == "levels" else row, label)
+    t = torch.linspace(sde.t_min, 0.99 * sde.t_max, 4)
+    loss = loss_of(model, x, "likelihood", generator=torch.Generator().manual_seed(2))
+    return [*model(x, t), *model(x, t[1]), model.velocity(x, t), loss, *net.asked]
+
+
 @pytest.mark.parametrize("row", [*ROWS, "levels"])
 @pytest.mark.parametrize("label", LABELS)
 def test_autocast_changes_no_bit_around_the_network(row, label):
-    """An output in bfloat16, then the pair, velocity and loss, with autocast and without."""
-    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+    """An output in bfloat16 is taken up to float32 before anything is made of it, with autocast and without."""
+    channels = (LEVELS if row == "levels" else 1) * SHAPE[0]
+    output = torch.randn(4, channels, *SHAPE[1:], generator=torch.Generator().manual_seed(0)).bfloat16()
     for sde in (VP(), SubVP(), VE(), Cosine(), EDM(), RectifiedFlow(), LearnedSchedule().requires_grad_(False)):
-        t = torch.linspace(sde.t_min, 0.99 * sde.t_max, 4)
-        net = Fixed(LEVELS if row == "levels" else 1, torch.bfloat16)
-        model = ScoreNetwork(net, sde, head() if row == "levels" else row, label)
-
-        def results(model=model, t=t):
-            loss = loss_of(model, x, "likelihood", generator=torch.Generator().manual_seed(2))
-            return [*model(x, t), model.velocity(x, t), loss]
-
-        expected = results()
+        expected, plain = around(sde, row, label, output.float()), around(sde, row, label, output)
         with autocast():
-            found = results()
-        half = len(net.asked) // 2
-        for a, b in zip((*found, *net.asked[:half]), (*expected, *net.asked[half:]), strict=True):
-            assert a.dtype == torch.float32 and torch.equal(a, b), sde
+            found = around(sde, row, label, output)
+        for a, b, c in zip(expected, plain, found, strict=True):
+            assert b.dtype == c.dtype == torch.float32 and torch.equal(a, b) and torch.equal(a, c), sde
