@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embedding import Conditioning, zero_
-from models.unet_blocks import CHANGES, MODULATIONS, Inject, Keep, Plain, Stage, Style, conv, norm
+from models.unet_blocks import CHANGES, MODULATIONS, Inject, Keep, Norm, Plain, Stage, Style, conv
 
 
 class UNet(nn.Module):
@@ -108,7 +108,7 @@ class UNet(nn.Module):
             self.up.append(
                 nn.ModuleList(Stage(style, one, out, attend and i == blocks) for i, one in enumerate(inputs))
             )
-            self.leave.append(up(style, out) if level else Plain(norm(out), nn.SiLU(), last))
+            self.leave.append(up(style, out) if level else Plain(Norm(out), nn.SiLU(), last))
             width = out
 
     def _layers(self) -> Iterator[nn.Module]:
