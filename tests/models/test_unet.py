@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import ScoreNetwork, UNet, denoising_score_matching
 from models.resampling import TAPS, Blur, FilterDown, FilterUp, MeanDown, RepeatUp
-from models.unet_blocks import Attention, Inject, Residual, Style, attend
+from models.unet_blocks import Attention, Inject, Norm, Residual, Style, attend
 from sde import VP
 
 DDPMPP = dict(resample="residual", skip_rescale=True, modulation="shift")
@@ -113,7 +113,26 @@ def test_up_is_the_transpose_of_down_and_constants_stay(down, up, shape):
 def test_without_the_filter_values_are_averaged_and_repeated():
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     assert torch.allclose(MeanDown(3, 2)(x), F.avg_pool2d(x, 2), rtol=1e-12)
-    assert torch.equal(RepeatUp(3, 2)(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    for y in (x, x.to(memory_format=torch.channels_last)):
+        assert torch.equal(RepeatUp(3, 2)(y), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+@pytest.mark.parametrize("size", [6, 32])
+@pytest.mark.parametrize("channels", [8, 40])
+def test_the_norm_is_torchs_in_every_memory_format(size, channels):
+    """Large and small, with a mean far from 0."""
+    layer = random(Norm(channels), std=1.0)
+    x = 3 + torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    expected = F.group_norm(x.double(), channels // 4, layer.weight.double(), layer.bias.double(), 1e-6)
+    for y in (x, x.to(memory_format=torch.channels_last)):
+        assert torch.allclose(layer(y).double(), expected, rtol=1e-5, atol=2e-5)
+        assert layer(y).stride() == y.stride()
+
+
+def test_groups_are_those_of_score_sde():
+    """min(channels / 4, 32), where that divides the channels."""
+    groups = {channels: Norm(channels).num_groups for channels in (1, 4, 16, 96, 128, 384, 6, 10)}
+    assert groups == {1: 1, 4: 1, 16: 4, 96: 24, 128: 32, 384: 32, 6: 1, 10: 2}
 
 
 @pytest.mark.parametrize("arguments", VARIANTS, ids=str)
