@@ -74,8 +74,8 @@ class UNet(nn.Module):
         style = Style(len(shape) - 1, modulation, skip_rescale, dropout, heads, fir)
         down, up = CHANGES[resample]
         levels = [(channels * m, attend) for m, attend in zip(multipliers, attention, strict=True)]
-        first = conv(style.rank, shape[0] * (1 + 2 * len(self.exponents)), channels)
-        last = zero_(conv(style.rank, channels * multipliers[0], self.out_shape[0]))
+        first = conv(style, shape[0] * (1 + 2 * len(self.exponents)), channels)
+        last = zero_(conv(style, channels * multipliers[0], self.out_shape[0]))
         self._build_down(style, first, levels, blocks, down)
         self._build_pyramid(style, shape[0], levels, progressive_input)
         self.middle = nn.ModuleList(Stage(style, levels[-1][0], levels[-1][0], attend) for attend in (True, False))

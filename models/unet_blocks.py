@@ -32,8 +32,9 @@ class Norm(nn.GroupNorm):
         large = self.num_channels >= 8 * self.num_groups or x[0, 0].numel() >= 1024
         if x.is_contiguous() or (large and x.device.type == "cpu"):
             return super().forward(x)
-        scale, shift = self._affine(x.flatten(2).mT)
-        return torch.addcmul(_spread(shift, x), x, _spread(scale, x))
+        # Sums of squares cancel: never in half precision.
+        scale, shift = self._affine(x.flatten(2).mT.to(torch.promote_types(x.dtype, torch.float32)))
+        return torch.addcmul(_spread(shift, x), x, _spread(scale, x)).to(x.dtype)
 
     def _affine(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Of ``(B, positions, C)``, each ``(B, C)``."""
@@ -46,11 +47,33 @@ class Norm(nn.GroupNorm):
         return scale.flatten(1), shift.flatten(1)
 
 
-def conv(rank: int, inputs: int, outputs: int, size: int = 3, **options) -> nn.Module:
-    """A convolution that keeps sizes and variances: uniform weights of variance 2 / (fan in + fan out), no bias yet."""
-    layer = CONV[rank](inputs, outputs, size, **{"padding": size // 2} | options)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+@dataclass(frozen=True)
+class Style:
+    """What the layers of one network have in common; ``rank`` is the number of axes of a signal."""
+
+    rank: int
+    modulation: str = "scale_shift"
+    skip_rescale: bool = False
+    dropout: float = 0.0
+    heads: int = 1
+    fir: bool = False
+
+    @property
+    def gain(self) -> float:
+        """Of the sum of two branches."""
+        return math.sqrt(0.5) if self.skip_rescale else 1.0
+
+
+def conv(style: Style, inputs: int, outputs: int, size: int = 3, **options) -> nn.Module:
+    """A convolution that keeps sizes.
+
+    Rescaled sums expect branches of unit variance: there its weights are uniform of variance 2 / (fan in + fan out) and
+    it has no bias yet, as in Ho et al. (2020). Otherwise it starts as torch's, whose smaller weights learn faster.
+    """
+    layer = CONV[style.rank](inputs, outputs, size, **{"padding": size // 2} | options)
+    if style.skip_rescale:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -89,23 +112,6 @@ def _spread(modulation: Tensor, h: Tensor) -> Tensor:
     return modulation.reshape(*modulation.shape, *(1,) * (h.dim() - 2))
 
 
-@dataclass(frozen=True)
-class Style:
-    """What the layers of one network have in common; ``rank`` is the number of axes of a signal."""
-
-    rank: int
-    modulation: str = "scale_shift"
-    skip_rescale: bool = False
-    dropout: float = 0.0
-    heads: int = 1
-    fir: bool = False
-
-    @property
-    def gain(self) -> float:
-        """Of the sum of two branches."""
-        return math.sqrt(0.5) if self.skip_rescale else 1.0
-
-
 def silu(h: Tensor) -> Tensor:
     """SiLU of what nobody else needs, in place where no gradient does: fresh memory costs more than the function."""
     return F.silu(h, inplace=not torch.is_grad_enabled())
@@ -120,14 +126,14 @@ class Residual(nn.Module):
 
     def __init__(self, style: Style, inputs: int, outputs: int, resample=None):
         super().__init__()
-        rank, modulated = style.rank, MODULATIONS[style.modulation]
+        modulated = MODULATIONS[style.modulation]
         self.features, self.gain = modulated.features * outputs, style.gain
-        self.norm1, self.conv1 = Norm(inputs), conv(rank, inputs, outputs)
-        self.norm2, self.conv2 = modulated(outputs), zero_(conv(rank, outputs, outputs))
+        self.norm1, self.conv1 = Norm(inputs), conv(style, inputs, outputs)
+        self.norm2, self.conv2 = modulated(outputs), zero_(conv(style, outputs, outputs))
         self.dropout = nn.Dropout(style.dropout)
-        self.resample = resample(inputs, rank) if resample else nn.Identity()
+        self.resample = resample(inputs, style.rank) if resample else nn.Identity()
         same = inputs == outputs and resample is None
-        self.skip = nn.Identity() if same else conv(rank, inputs, outputs, 1)
+        self.skip = nn.Identity() if same else conv(style, inputs, outputs, 1)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         h = self.conv1(self.resample(silu(self.norm1(x))))
@@ -142,9 +148,6 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.gain, self.norm = style.heads, style.gain, Norm(channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), zero_(nn.Linear(channels, channels))
-        for weight in self.qkv.weight.data.chunk(3):
-            nn.init.xavier_uniform_(weight)
-        nn.init.zeros_(self.qkv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, positions, C): a view of what is stored channels last.
@@ -190,12 +193,12 @@ class Plain(nn.Module):
 
 def conv_down(style: Style, channels: int) -> Plain:
     """A convolution of stride 2."""
-    return Plain(conv(style.rank, channels, channels, stride=2))
+    return Plain(conv(style, channels, channels, stride=2))
 
 
 def conv_up(style: Style, channels: int) -> Plain:
     """Repetition, then a convolution."""
-    return Plain(RESAMPLE[False][1](channels, style.rank), conv(style.rank, channels, channels))
+    return Plain(RESAMPLE[False][1](channels, style.rank), conv(style, channels, channels))
 
 
 def residual_down(style: Style, channels: int) -> Residual:
@@ -225,7 +228,7 @@ class Inject(nn.Module):
     def __init__(self, style: Style, inputs: int, outputs: int):
         super().__init__()
         blur = Blur(inputs, style.rank) if style.fir else nn.Identity()
-        strided = conv(style.rank, inputs, outputs, stride=2, padding=0 if style.fir else 1)
+        strided = conv(style, inputs, outputs, stride=2, padding=0 if style.fir else 1)
         self.down, self.gain = nn.Sequential(blur, strided), style.gain
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:

@@ -129,6 +129,26 @@ def test_the_norm_is_torchs_in_every_memory_format(size, channels):
         assert layer(y).stride() == y.stride()
 
 
+def test_the_norm_sums_in_single_precision():
+    """In half precision, channels last, as accurate as its input and output are."""
+    layer, x = Norm(8), 8 + torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    x = x.bfloat16().to(memory_format=torch.channels_last)
+    expected = F.group_norm(x.double(), 2, eps=1e-6)
+    assert torch.allclose(layer(x).double(), expected, rtol=1e-2, atol=1e-2) and layer(x).dtype == x.dtype
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_a_rescaled_network_keeps_variances_at_its_start(rescale):
+    """Of a sum of two inputs of unit variance through a convolution, the skip's; torch's own start has a third."""
+    block = Residual(Style(2, skip_rescale=rescale), 64, 96)
+    x = torch.randn(4, 64, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = 2 / (64 + 96) if rescale else 1 / (3 * 64)
+    assert float(block.skip.weight.detach().var()) == pytest.approx(expected, rel=0.05)
+    assert float(block(x, torch.zeros(4, block.features)).detach().var()) == pytest.approx(
+        64 * expected * block.gain**2, rel=0.15
+    )
+
+
 def test_groups_are_those_of_score_sde():
     """min(channels / 4, 32), where that divides the channels."""
     groups = {channels: Norm(channels).num_groups for channels in (1, 4, 16, 96, 128, 384, 6, 10)}
