@@ -247,7 +247,7 @@ def test_gradients_of_gradients(arguments):
 
     point, value = squared(x, create_graph=True)
     (slope,) = torch.autograd.grad(value, point)
-    step = 1e-5
+    step = 3e-6
     expected = (squared(x + step * u)[1] - squared(x - step * u)[1]) / (2 * step)
     assert torch.allclose((slope * u).sum(), expected, rtol=1e-5)
 
@@ -286,6 +286,7 @@ def test_a_rescaled_block_starts_as_its_input_over_root_two(resample):
     x = torch.randn(2, 4, 8)
     expected = x if resample is None else block.skip(resample(4, 1)(x))
     assert torch.allclose(block(x, torch.randn(2, block.features)), expected / 2**0.5)
+    assert torch.allclose(Attention(Style(1, skip_rescale=True), 4)(x), x / 2**0.5)
 
 
 def test_the_pyramid_is_blurred_strided_and_summed():
