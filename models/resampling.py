@@ -79,12 +79,7 @@ class RepeatUp(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_contiguous():
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        # Twice as fast as torch's kernel where channels come first.
-        for dim in range(2, x.dim()):
-            x = torch.stack((x, x), dim + 1).flatten(dim, dim + 1)
-        return x
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 RESAMPLE = {False: (MeanDown, RepeatUp), True: (FilterDown, FilterUp)}
