@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from configurations import configuration
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +15,7 @@ from experiments.build import build
 from models import LevelHead, ScoreNetwork, denoising_score_matching
 from sde import VP
 
-PRESETS = sorted((Path(conf.__file__).parent / "net").glob("*.yaml"))
+PRESETS = {path.stem: path for path in sorted((Path(conf.__file__).parent / "net").glob("*.yaml"))}
 NATURAL = {"mnist": (1, 28, 28), "tiny": (1, 8, 8), "mlp": (2,)}
 """Shapes by the last word of the file's name; of other files (3, 32, 32)."""
 REDUCED = {"channels": 8, "width": 24, "blocks": 1, "depth": 2, "embedding_features": 16}
@@ -23,7 +23,13 @@ REDUCED = {"channels": 8, "width": 24, "blocks": 1, "depth": 2, "embedding_featu
 PUBLISHED = {"ddpmpp_cifar10": 61.804, "ncsnpp_cifar10": 62.759}
 """Millions of parameters of the original code: score_sde's DDPM++, and NCSN++ with the 256 features of EDM's."""
 
-every_preset = pytest.mark.parametrize("name", [path.stem for path in PRESETS])
+SMALL = ("mlp", "dit_tiny", "unet_tiny")
+
+every_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+def node_of(name: str) -> DictConfig:
+    return OmegaConf.load(PRESETS[name])
 
 
 def natural_shape(name: str) -> tuple[int, ...]:
@@ -31,7 +37,7 @@ def natural_shape(name: str) -> tuple[int, ...]:
 
 
 def build_net(name: str, reduced: bool = False, **more) -> nn.Module:
-    node = configuration(f"net={name}").net
+    node = node_of(name)
     smaller = {key: value for key, value in REDUCED.items() if reduced and key in node}
     return build(node, where="net", **{"shape": natural_shape(name), **smaller, **more})
 
@@ -48,7 +54,7 @@ def inputs(name: str, n: int = 2):
 
 @every_preset
 def test_a_preset_has_the_shapes_and_the_size_that_its_file_says(name):
-    text = next(path for path in PRESETS if path.stem == name).read_text()
+    text = PRESETS[name].read_text()
     said = re.match(r"# .*? ([\d.]+) M parameters(?:.*? ([\d.]+) ([MG])FLOP)?", text)
     with torch.device("meta"):
         net, shape = build_net(name, outputs=3), natural_shape(name)
@@ -65,7 +71,7 @@ def test_a_preset_has_the_shapes_and_the_size_that_its_file_says(name):
 
 @every_preset
 def test_every_option_of_a_network_can_be_overridden(name):
-    node = configuration(f"net={name}").net
+    node = node_of(name)
     parameters = inspect.signature(type(build_net(name, reduced=True))).parameters
     assert node.keys() - {"_target_"} == parameters.keys() - {"shape", "outputs"}
 
@@ -94,7 +100,7 @@ def test_a_preset_has_no_dead_parameter_at_its_real_size(name):
     check_that_a_gradient_reaches_every_parameter(name, reduced=False)
 
 
-@pytest.mark.parametrize("name", [path.stem for path in PRESETS if len(natural_shape(path.stem)) == 3])
+@pytest.mark.parametrize("name", [name for name in PRESETS if len(natural_shape(name)) == 3])
 def test_channels_last_changes_the_memory_and_not_the_output(name):
     net, (x, label) = opened(build_net(name, reduced=True)), inputs(name)
     with torch.no_grad():
@@ -103,7 +109,7 @@ def test_channels_last_changes_the_memory_and_not_the_output(name):
     assert expected.abs().max() > 1e-3 and (found - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
 
 
-@every_preset
+@pytest.mark.parametrize("name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in PRESETS])
 def test_a_preset_compiles_as_one_graph(name):
     """Traced without a break; the code that a compiler would make of it is the slow test's."""
     net, (x, label) = opened(build_net(name, reduced=True)), inputs(name)
@@ -113,7 +119,7 @@ def test_a_preset_compiles_as_one_graph(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", "dit_tiny", "unet_tiny"])
+@pytest.mark.parametrize("name", SMALL)
 def test_a_compiled_network_trains_and_gives_what_it_gave(name):
     torch.manual_seed(0)
     net = opened(build_net(name, reduced=True, outputs=5))
