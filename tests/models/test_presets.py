@@ -119,6 +119,7 @@ def test_a_preset_compiles_as_one_graph(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's compiler warns of torch itself
 @pytest.mark.parametrize("name", SMALL)
 def test_a_compiled_network_trains_and_gives_what_it_gave(name):
     torch.manual_seed(0)
