@@ -26,6 +26,7 @@ def save(
 ):
     """Write a checkpoint; a crash at any moment leaves either the old file or the new one."""
     stored = {name: OmegaConf.to_container(config[name], resolve=True) for name in _STORED}
+    stored["label"] = config.label
     content = {
         "schema": SCHEMA,
         "config": json.dumps(stored),

@@ -128,7 +128,7 @@ def edm_row(
 
 
 def build_model(config: DictConfig | dict, convention: dict[str, Any], train: Tensor | None = None) -> ScoreNetwork:
-    """The score network of a configuration's ``sde``, ``net`` and ``parametrization`` for data of a convention."""
+    """The score network of a configuration's ``sde``, ``net``, ``parametrization`` and ``label`` for a convention."""
     config = OmegaConf.create(config) if isinstance(config, dict) else config
     shape, levels = tuple(convention["shape"]), convention["levels"]
     head = build(
@@ -141,4 +141,6 @@ def build_model(config: DictConfig | dict, convention: dict[str, Any], train: Te
         dequantization=convention.get("dequantization"),
     )
     net = build(config.net, where="net", allowed=("models.",), shape=shape, outputs=head.outputs)
-    return ScoreNetwork(net, build(config.sde, where="sde", allowed=("sde.",)), head)
+    sde = build(config.sde, where="sde", allowed=("sde.",))
+    # Checkpoints that don't say so are of the first label that there was.
+    return ScoreNetwork(net, sde, head, config.get("label", "log_snr"))

@@ -75,6 +75,7 @@ class Config:
     under: Any = None
     net: Any = MISSING
     parametrization: Any = MISSING
+    label: str = "log_snr"
     solver: Any = MISSING
     data: Any = MISSING
     objective: Any = MISSING

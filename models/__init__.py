@@ -1,5 +1,6 @@
 """The score model: networks, what they predict, how they learn, and closed-form ones to measure against."""
 
+from models.dit import DiT
 from models.embedding import FourierEmbedding, SinusoidalEmbedding
 from models.exact import GaussianMixture
 from models.level_head import LevelHead
@@ -15,6 +16,7 @@ __all__ = [
     "MLP",
     "DataRow",
     "DenoisingScoreMatching",
+    "DiT",
     "EDMRow",
     "FourierEmbedding",
     "GaussianMixture",

@@ -1,21 +1,26 @@
-"""A multilayer perceptron for data of any shape, taken flat."""
+"""A multilayer perceptron for tables, and for data of any shape taken flat."""
 
 import math
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.embedding import Conditioning, zero_
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, embedding: int):
+    def __init__(self, width: int, dropout: float, layer_norm: bool):
         super().__init__()
-        self.norm, self.label = nn.LayerNorm(width), nn.Linear(embedding, width)
+        self.norm, self.label = _norm(width, layer_norm), nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, width), zero_(nn.Linear(width, width))
-        self.activation = nn.SiLU()
+        self.activation, self.dropout = nn.SiLU(), nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, h: Tensor, label: Tensor) -> Tensor:
-        return h + self.outer(self.activation(self.inner(self.norm(h)) + self.label(label)))
+        return h + self.outer(self.dropout(self.activation(self.inner(self.norm(h)) + self.label(label))))
+
+
+def _norm(width: int, layer_norm: bool) -> nn.Module:
+    return nn.LayerNorm(width) if layer_norm else nn.Identity()
 
 
 class MLP(nn.Module):
@@ -23,12 +28,27 @@ class MLP(nn.Module):
 
     Parameters
     ----------
-    shape: shape of one sample, such as ``(2,)`` or ``(1, 8, 8)``.
+    shape: shape of one sample, such as ``(2,)``, the columns of a table, or ``(1, 8, 8)``.
     outputs: numbers given for each value of the data (see ``Parametrization.outputs``).
     width, depth: size and number of the residual blocks.
+    embedding, embedding_kind: number of features of the noise level, and "sinusoidal" or "fourier".
+    classes: number of classes that ``class_label`` may name, 0 for none (see ``models.embedding.Conditioning``).
+    dropout: probability inside the residual blocks.
+    layer_norm: whether the blocks and the last layer see their input at unit scale; without, large values stay large.
     """
 
-    def __init__(self, shape: tuple[int, ...], outputs: int = 1, width: int = 128, depth: int = 3, embedding: int = 64):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        outputs: int = 1,
+        width: int = 128,
+        depth: int = 3,
+        embedding: int = 64,
+        embedding_kind: str = "sinusoidal",
+        classes: int = 0,
+        dropout: float = 0.0,
+        layer_norm: bool = True,
+    ):
         super().__init__()
         shape = tuple(shape)
         if not shape or min(shape) < 1 or min(outputs, width, depth) < 1:
@@ -37,14 +57,17 @@ class MLP(nn.Module):
             )
         size = math.prod(shape)
         self.out_shape = (outputs * shape[0], *shape[1:])
-        self.embed = nn.Sequential(Conditioning(embedding, width), nn.SiLU())
+        self.embed = Conditioning(embedding, width, embedding_kind, classes)
         self.first = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(_Block(width, width) for _ in range(depth))
-        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero_(nn.Linear(width, outputs * size)))
+        self.blocks = nn.ModuleList(_Block(width, dropout, layer_norm) for _ in range(depth))
+        self.last = nn.Sequential(_norm(width, layer_norm), nn.SiLU(), zero_(nn.Linear(width, outputs * size)))
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """``x`` of shape ``(B, C, ...)``, ``label`` of shape ``(B,)``; returns ``(B, outputs * C, ...)``."""
-        embedding, h = self.embed(label), self.first(x.flatten(1))
+    def forward(self, x: Tensor, label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """``x`` of shape ``(B, C, ...)``, ``label`` of shape ``(B,)``; returns ``(B, outputs * C, ...)``.
+
+        ``class_label``: integers in 0..classes, ``(B,)``; None for no class.
+        """
+        embedding, h = F.silu(self.embed(label, class_label)), self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
         return self.last(h).reshape(len(x), *self.out_shape)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from models.labels import LABELS
 from models.parametrization import ROWS, Parametrization
 from sde import GaussianSDE, Prediction, ScoreModel
 from sde.base import expand
@@ -13,23 +14,32 @@ class ScoreNetwork(ScoreModel):
     """A network ``net(x, label, **condition)`` as a score model under ``sde``.
 
     The network sees x_t / sqrt(alpha^2 s^2 + sigma^2), of unit variance for data of standard deviation s (1, but for
-    EDM's row: ``Parametrization.data_std``), and the label log(sigma / alpha) of shape ``(B,)``: in these, all Gaussian
-    SDEs pose it the same problem. Both are computed in the precision of ``x``, also under autocast; the label stays
-    within ``sde.log_snr_range``, finite at both ends.
+    EDM's row: ``Parametrization.data_std``), and a label of shape ``(B,)``, by default log(sigma / alpha): in these,
+    all Gaussian SDEs pose it the same problem. Both, and the pair, are computed in the precision of ``t`` and ``x``,
+    also under autocast; the label is that of a level within ``sde.log_snr_range``, finite at both ends.
 
     Parameters
     ----------
     net: any module that maps ``(B, C, ...)`` to ``(B, outputs * C, ...)``.
     parametrization: "noise", "data", "v", "velocity", "score", "edm", or a ``Parametrization`` such as ``LevelHead``.
+    label: "log_snr", "log_sigma" or "time", see ``models.labels``.
     """
 
-    def __init__(self, net: nn.Module, sde: GaussianSDE, parametrization: str | Parametrization = "noise"):
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: GaussianSDE,
+        parametrization: str | Parametrization = "noise",
+        label: str = "log_snr",
+    ):
         super().__init__(sde)
+        if label not in LABELS:
+            raise ValueError(f"label must be one of {', '.join(LABELS)}, found {label!r}")
         if isinstance(parametrization, str):
             if parametrization not in ROWS:
                 raise ValueError(f"parametrization must be one of {', '.join(ROWS)}, found {parametrization!r}")
             parametrization = ROWS[parametrization]()
-        self.net, self.parametrization = net, parametrization
+        self.net, self.parametrization, self.label = net, parametrization, LABELS[label]
         low, high = sde.log_snr_range
         self.ends = sde.time(torch.tensor((high, low), dtype=torch.float64)).tolist()
         self.singular = bool(torch.isinf(sde.log_snr(torch.tensor((sde.t_min, sde.t_max)))).any())
@@ -43,7 +53,7 @@ class ScoreNetwork(ScoreModel):
 
     def _predict(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        label = torch.log(sigma / alpha).expand(len(x))
+        label = self.label(t, alpha, sigma, self.sde).expand(len(x))
         scale = torch.hypot(self.parametrization.data_std * alpha, sigma)
         output = self.net(x / expand(scale, x), label, **condition)
         return self.parametrization.predict(output.to(x.dtype), x, t, self.sde)

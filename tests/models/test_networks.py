@@ -3,10 +3,16 @@
 import pytest
 import torch
 
-from models import MLP, ScoreNetwork, SinusoidalEmbedding, UNet, denoising_score_matching
+from models import MLP, DiT, FourierEmbedding, ScoreNetwork, SinusoidalEmbedding, UNet, denoising_score_matching
 from sde import VP
 
-MLPS = [(1,), (2,), (1, 8, 8), (3, 5), (2, 3, 4, 2)]
+MLPS = [
+    dict(shape=(1,)),
+    dict(shape=(2,), classes=3, dropout=0.1),
+    dict(shape=(1, 8, 8), embedding_kind="fourier"),
+    dict(shape=(3, 5), layer_norm=False),
+    dict(shape=(2, 3, 4, 2)),
+]
 UNETS = [
     dict(shape=(1, 8, 8)),
     dict(shape=(3, 32, 32), multipliers=(1, 2, 2), attention=(False, False, True), heads=2),
@@ -17,14 +23,22 @@ UNETS = [
 ]
 
 
+DITS = [
+    dict(shape=(1, 8, 8)),
+    dict(shape=(3, 8, 4), patch=4, classes=3, dropout=0.1),
+    dict(shape=(2, 6), patch=1, heads=1, embedding="fourier", mlp_ratio=1.5),
+]
+
+
 def networks(outputs):
     torch.manual_seed(0)
-    yield from (MLP(shape, outputs, width=8, depth=2) for shape in MLPS)
+    yield from (MLP(**{"outputs": outputs, "width": 8, "depth": 2, **arguments}) for arguments in MLPS)
     yield from (UNet(**{"channels": 8, "outputs": outputs, **arguments}) for arguments in UNETS)
+    yield from (DiT(**{"outputs": outputs, "width": 8, "depth": 2, "heads": 2, **arguments}) for arguments in DITS)
 
 
 def shapes():
-    return [*MLPS, *(arguments["shape"] for arguments in UNETS)]
+    return [arguments["shape"] for arguments in (*MLPS, *UNETS, *DITS)]
 
 
 @pytest.mark.parametrize("outputs", [1, 5])
@@ -70,6 +84,42 @@ def test_the_noise_level_matters():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
         x = torch.randn(1, *shape)
         assert (net(x, torch.tensor([-5.0])) - net(x, torch.tensor([-4.9]))).abs().max() > 1e-6, net
+
+
+CONDITIONAL = [(MLP, (2,), dict(depth=2)), (DiT, (1, 4, 4), dict(depth=2, heads=2))]
+
+
+@pytest.mark.parametrize("network, shape, sizes", CONDITIONAL)
+def test_a_class_is_a_condition(network, shape, sizes):
+    """Each class has an output of its own, sample by sample, and no class is the one after the last."""
+    net = network(shape, width=8, classes=3, **sizes).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    model, t = ScoreNetwork(net.requires_grad_(False), VP()), torch.tensor(0.3, dtype=torch.float64)
+    x = torch.ones(5, *shape, dtype=torch.float64)
+    eps = model(x, t, class_label=torch.tensor([0, 1, 2, 3, 1])).eps.flatten(1)
+    assert torch.pdist(eps[:4]).min() > 1e-3
+    assert torch.allclose(eps[1], eps[4])
+    assert torch.allclose(model(x, t).eps.flatten(1), eps[3])
+
+
+@pytest.mark.parametrize("network, shape, sizes", CONDITIONAL)
+def test_a_class_for_a_network_without_any_is_refused(network, shape, sizes):
+    net = network(shape, width=8, **sizes)
+    with pytest.raises(ValueError, match="this network knows no classes: build it with classes="):
+        net(torch.ones(1, *shape), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+
+
+def test_a_perceptron_has_the_options_it_says():
+    """Random frequencies travel with the weights; dropout acts in training alone; without norms scale is seen."""
+    net = MLP((2,), embedding_kind="fourier", embedding=6, dropout=0.5)
+    assert isinstance(net.embed.features, FourierEmbedding) and "embed.features.frequencies" in net.state_dict()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    x, label = torch.ones(2, 2), torch.zeros(2)
+    assert torch.equal(net.eval()(x, label), net(x, label)) and not torch.equal(net.train()(x, label), net(x, label))
+    norms = [sum(isinstance(m, torch.nn.LayerNorm) for m in MLP((2,), layer_norm=n).modules()) for n in (True, False)]
+    assert norms == [4, 0]
 
 
 def test_octaves_are_sines_and_cosines_of_the_input():
