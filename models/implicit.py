@@ -114,7 +114,7 @@ class SlicedScoreMatching(_Targetless):
     weighting, times: those of ``WeightedObjective``.
     probes: their number, of each sample; the loss is the mean over them.
     probe: "rademacher" (random signs, which vary less) or "gaussian".
-    variance_reduced: |s|^2 as it is, in place of (v^T s)^2.
+    variance_reduced: |s|^2 as it is, in place of (v^T s)^2: less noise, unless the values are strongly correlated.
     """
 
     def __init__(
