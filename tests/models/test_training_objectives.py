@@ -1,9 +1,13 @@
 """Every objective trains a small network on the plane's mixture, to a divergence in nats that is stated."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from configurations import configuration
 from oracles import legendre
 
+from experiments.build import build
 from experiments.data import mixture2d
 from models import (
     MLP,
@@ -20,7 +24,9 @@ from models import (
     UniformLogSNR,
     UniformTime,
 )
-from sde import VP, Noise
+from sde import VP, LearnedSchedule, Noise
+
+CHOICES = Path(__file__).parents[2] / "conf" / "objective"
 
 
 def trained(objective, data, parametrization, steps, seed=0):
@@ -58,17 +64,49 @@ def divergence(model, data, n=256):
     return legendre(rate, low, high, panels=4)
 
 
+# Measured after 1500 steps of 256 samples, one seed: the bound in nats (11.4 before training; 4 to 14 s on one core).
+# Implicit matching pays for its noise; min-SNR gives little weight to the end of the data, where the nats are.
 CASES = {
-    "simple": (lambda: DenoisingScoreMatching("simple"), "noise"),
-    "likelihood": (lambda: DenoisingScoreMatching("likelihood", UniformLogSNR()), "noise"),
-    "likelihood_adaptive": (lambda: DenoisingScoreMatching("likelihood", LossAware(UniformLogSNR())), "noise"),
-    "edm": (lambda: DenoisingScoreMatching("edm", LogNormal()), EDMRow(1.0)),
-    "min_snr": (lambda: DenoisingScoreMatching("min_snr"), "v"),
-    "min_snr_tabulated": (lambda: DenoisingScoreMatching("simple", Tabulated(MinSNR())), "v"),
-    "implicit": (lambda: ImplicitScoreMatching("simple"), "noise"),
-    "implicit_likelihood": (lambda: ImplicitScoreMatching("likelihood", UniformLogSNR()), "noise"),
-    "sliced": (lambda: SlicedScoreMatching("simple", variance_reduced=False), "noise"),
-    "sliced_variance_reduced": (lambda: SlicedScoreMatching("simple"), "noise"),
-    "sliced_likelihood": (lambda: SlicedScoreMatching("likelihood", UniformLogSNR()), "noise"),
-    "sliced_antithetic": (lambda: SlicedScoreMatching("simple", UniformTime("antithetic"), probes=2), "noise"),
+    "simple": (0.46, lambda: DenoisingScoreMatching("simple"), "noise"),
+    "likelihood": (0.24, lambda: DenoisingScoreMatching("likelihood", UniformLogSNR()), "noise"),
+    "adaptive": (0.23, lambda: DenoisingScoreMatching("likelihood", LossAware(UniformLogSNR())), "noise"),
+    "edm": (0.19, lambda: DenoisingScoreMatching("edm", LogNormal()), EDMRow(1.0)),
+    "min_snr": (1.09, lambda: DenoisingScoreMatching("min_snr"), "v"),
+    "min_snr_tabulated": (1.10, lambda: DenoisingScoreMatching("simple", Tabulated(MinSNR())), "v"),
+    "implicit": (0.65, lambda: ImplicitScoreMatching("simple"), "noise"),
+    "implicit_likelihood": (0.31, lambda: ImplicitScoreMatching("likelihood", UniformLogSNR()), "noise"),
+    "sliced": (0.81, lambda: SlicedScoreMatching("simple", variance_reduced=False), "noise"),
+    "sliced_variance_reduced": (0.74, lambda: SlicedScoreMatching("simple"), "noise"),
+    "sliced_likelihood": (0.37, lambda: SlicedScoreMatching("likelihood", UniformLogSNR()), "noise"),
+    "sliced_antithetic": (0.70, lambda: SlicedScoreMatching("simple", UniformTime("antithetic"), probes=2), "noise"),
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_an_objective_learns_the_mixture(name):
+    measured, objective, parametrization = CASES[name]
+    data = mixture2d()
+    assert divergence(trained(objective(), data, parametrization, 1500), data) < 1.4 * measured
+
+
+@pytest.mark.parametrize(
+    "measured, objective", [(3.07, DenoisingScoreMatching("min_snr")), (2.25, SlicedScoreMatching("simple"))]
+)
+def test_an_objective_begins_to_learn(measured, objective):
+    """In 200 steps, from 11.4 nats of a network that gives zero."""
+    data = mixture2d(train=1000, validation=10, test=10)
+    assert divergence(trained(objective, data, "noise", 200), data) < 1.4 * measured
+
+
+@pytest.mark.parametrize("choice", sorted(file.stem for file in CHOICES.glob("*.yaml")))
+def test_every_choice_of_the_configuration_builds_and_has_a_gradient(choice):
+    config = configuration(f"objective={choice}")
+    objective = build(config.objective, where="objective", allowed=("models.",))
+    sde = LearnedSchedule() if choice == "bound" else VP()
+    model = ScoreNetwork(MLP((2,), width=8, depth=1), sde, "v")
+    objective.check(model)
+    value, log_snr = objective(model, torch.ones(4, 2), torch.Generator().manual_seed(0))
+    value.mean().backward()
+    assert value.shape == log_snr.shape == (4,) and not log_snr.requires_grad
+    assert float(model.net.last[-1].weight.grad.abs().max()) > 0
