@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import SOME_SDES, correlated, learned, marginal, signs
+from torch.nn import functional as F
 
 import models.implicit
 from models import (
@@ -249,6 +250,28 @@ def test_the_gradient_of_a_convolutional_network_is_that_of_its_loss(make):
         with torch.no_grad():
             values.append(loss().item())
     assert slope.item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+
+
+class Fused(torch.nn.Module):
+    """A network of attention in the layout of the fused kernels, which have no second derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, label):
+        q = self.scale * x.reshape(len(x), 1, -1, 4)
+        return F.scaled_dot_product_attention(q, q, q).reshape(x.shape)
+
+
+def test_fused_attention_is_no_obstacle():
+    model, x0 = ScoreNetwork(Fused(), VP()), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    q = x0.reshape(3, 1, 2, 4).requires_grad_()
+    (slope,) = torch.autograd.grad(F.scaled_dot_product_attention(q, q, q).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        slope.sum().backward()
+    SlicedScoreMatching()(model, x0, torch.Generator().manual_seed(0)).value.mean().backward()
+    assert float(model.net.scale.grad.abs()) > 0
 
 
 def test_without_gradients_the_loss_is_the_same():
