@@ -1,38 +1,70 @@
 """The score model: networks, what they predict, how they learn, and closed-form ones to measure against."""
 
+from models.adaptive_times import LossAware, Tabulated
 from models.dit import DiT
 from models.embedding import FourierEmbedding, SinusoidalEmbedding
 from models.exact import GaussianMixture
+from models.implicit import (
+    ImplicitScoreMatching,
+    SlicedScoreMatching,
+    implicit_score_matching,
+    sliced_score_matching,
+)
 from models.level_head import LevelHead
 from models.mlp import MLP
 from models.network import ScoreNetwork
 from models.objective import Losses, Objective
 from models.parametrization import DataRow, EDMRow, NoiseRow, Parametrization, ScoreRow, VelocityRow, VRow
 from models.score_matching import DenoisingScoreMatching, denoising_score_matching
-from models.time_sampling import TimeSampler, UniformLogSNR, UniformTime
+from models.time_sampling import FixedTimes, LogNormal, SingleTime, TimeSampler, UniformLogSNR, UniformTime
 from models.unet import UNet
+from models.weighted_objective import WeightedObjective
+from models.weighting import (
+    CustomWeighting,
+    EDMWeighting,
+    LikelihoodWeighting,
+    MinSNR,
+    SimpleWeighting,
+    Weighting,
+)
 
 __all__ = [
     "MLP",
+    "CustomWeighting",
     "DataRow",
     "DenoisingScoreMatching",
     "DiT",
     "EDMRow",
+    "EDMWeighting",
+    "FixedTimes",
     "FourierEmbedding",
     "GaussianMixture",
+    "ImplicitScoreMatching",
     "LevelHead",
+    "LikelihoodWeighting",
+    "LogNormal",
+    "LossAware",
     "Losses",
+    "MinSNR",
     "NoiseRow",
     "Objective",
     "Parametrization",
     "ScoreNetwork",
     "ScoreRow",
+    "SimpleWeighting",
+    "SingleTime",
     "SinusoidalEmbedding",
+    "SlicedScoreMatching",
+    "Tabulated",
     "TimeSampler",
     "UNet",
     "UniformLogSNR",
     "UniformTime",
     "VRow",
     "VelocityRow",
+    "WeightedObjective",
+    "Weighting",
     "denoising_score_matching",
+    "implicit_score_matching",
+    "sliced_score_matching",
 ]

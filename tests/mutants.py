@@ -41,6 +41,9 @@ MATCHED = ("tests/solvers/test_matched_prior.py", "-k", "moments and not exact o
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
 BOUND = ("tests/solvers/test_continuous_bound.py", "-k", "ends and VP or wrong or integrated or toy")
 
+WEIGHTED = ("tests/models/test_weighting.py",)
+TIMES = ("tests/models/test_time_sampling.py",)
+IMPLICIT = ("tests/models/test_implicit.py",)
 AUDIT = ("tests/experiments/test_audit.py", "-k", "equal_draws or in_parts or own_probes or automatic_end_costs")
 
 
@@ -63,6 +66,146 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "pair error with the wrong sign",
+        "models/score_matching.py",
+        "(sigma * (x0 - pair.x0) - alpha *",
+        "(sigma * (x0 - pair.x0) + alpha *",
+        WEIGHTED,
+    ),
+    Mutant(
+        "share of a row of sigma for alpha",
+        "models/weighting.py",
+        "(a * sigma - b * alpha) /",
+        "(a * alpha - b * sigma) /",
+        WEIGHTED,
+    ),
+    Mutant(
+        "likelihood weight without its half",
+        "models/weighting.py",
+        "/ (2 * at.sigma.square())",
+        "/ at.sigma.square()",
+        WEIGHTED,
+    ),
+    Mutant(
+        "EDM weight of sigma squared s squared",
+        "models/weighting.py",
+        "(torch.hypot(alpha * s, sigma) / (s *",
+        "(torch.hypot(alpha, s * sigma) / (s *",
+        WEIGHTED,
+    ),
+    Mutant(
+        "min-SNR with gamma for its root",
+        "models/weighting.py",
+        "math.sqrt(self.gamma) * sigma",
+        "self.gamma * sigma",
+        WEIGHTED,
+    ),
+    Mutant(
+        "antithetic times that are all alike",
+        "models/time_sampling.py",
+        "1 - half[: n // 2]",
+        "half[: n // 2]",
+        TIMES,
+    ),
+    Mutant(
+        "cumulative log-SNR from the wrong end",
+        "models/time_sampling.py",
+        "(high - sde.log_snr(t)) / (high - low)",
+        "(sde.log_snr(t) - low) / (high - low)",
+        TIMES,
+    ),
+    Mutant(
+        "log-normal density without its truncation",
+        "models/time_sampling.py",
+        "0.5 * speed(t, sde) / self._ends(sde)[1]",
+        "0.5 * speed(t, sde)",
+        TIMES,
+    ),
+    Mutant(
+        "log-normal times with the sign of lambda",
+        "models/time_sampling.py",
+        "(-2 * (self.mean",
+        "(2 * (self.mean",
+        TIMES,
+    ),
+    Mutant(
+        "tabulated mass of a weight in log-SNR",
+        "models/adaptive_times.py",
+        "times.weight(t, sde) / speed(t, sde)",
+        "times.weight(t, sde)",
+        TIMES,
+    ),
+    Mutant(
+        "adaptive importance upside down",
+        "models/adaptive_times.py",
+        "self.times.importance(t, sde) / self.steps()",
+        "self.times.importance(t, sde) * self.steps()",
+        TIMES,
+    ),
+    Mutant(
+        "adaptive bins by the mean square",
+        "models/adaptive_times.py",
+        "clamp(min=tiny)).sqrt() + tiny",
+        "clamp(min=tiny)) + tiny",
+        TIMES,
+    ),
+    Mutant(
+        "adaptive averages that start from zero",
+        "models/adaptive_times.py",
+        "self.squares / (1 - self.decay**self.counts)",
+        "self.squares / (1 - 0 * self.counts)",
+        TIMES,
+    ),
+    Mutant(
+        "adaptive losses taught without a gradient",
+        "models/weighted_objective.py",
+        "if loss.requires_grad:",
+        "if True:",
+        TIMES,
+    ),
+    Mutant(
+        "integral over time without the density",
+        "models/weighted_objective.py",
+        "weight / (importance * self.times.density(t, sde))",
+        "weight / importance",
+        TIMES,
+    ),
+    Mutant(
+        "objective without the importance",
+        "models/weighted_objective.py",
+        "Losses(importance * loss,",
+        "Losses(loss,",
+        TIMES,
+    ),
+    Mutant(
+        "implicit matching with half the divergence",
+        "models/implicit.py",
+        "(square - 2 * sigma * divergence)",
+        "(square - sigma * divergence)",
+        IMPLICIT,
+    ),
+    Mutant(
+        "implicit matching of a trace off the diagonal",
+        "models/implicit.py",
+        "products.diagonal(0, 0, 2)",
+        "products.diagonal(1, 0, 2)",
+        IMPLICIT,
+    ),
+    Mutant(
+        "sliced matching of |v| for v . s",
+        "models/implicit.py",
+        "(v * eps_hat).flatten(2).sum(2).square().mean(0)",
+        "(v * eps_hat).flatten(2).square().sum(2).mean(0)",
+        IMPLICIT,
+    ),
+    Mutant(
+        "implicit matching through fused attention",
+        "models/implicit.py",
+        "torch.enable_grad(), sdpa_kernel(SDPBackend.MATH)",
+        "torch.enable_grad()",
+        IMPLICIT,
+    ),
     Mutant(
         "every batch with the probes of the first",
         "experiments/estimator.py",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import FEW_SDES, PAPER_SDES, ROWS, SDES, ExactNet, gaussian, learned, legendre, mixture, paper
 
-from models import MLP, ScoreNetwork, TimeSampler, UniformLogSNR, UniformTime, denoising_score_matching
+from models import MLP, FixedTimes, ScoreNetwork, UniformLogSNR, UniformTime, denoising_score_matching
 from models.parametrization import ROWS as PARAMETRIZATIONS
 from sde import VP, LearnedSchedule, Prediction, ScoreModel
 from sde.base import last_time
@@ -15,17 +15,19 @@ from sde.base import last_time
 TIMES = [UniformTime(), UniformLogSNR()]
 
 
-class At(TimeSampler):
+class At(FixedTimes):
     """The times of ``inner`` at given points ``u`` of its distribution, in place of random ones."""
+
+    spread = "stratified"
 
     def __init__(self, inner, u):
         self.inner, self.u = inner, u
 
-    def sample(self, n, sde, generator=None, device=None, dtype=None):
+    def quantile(self, u, sde):
         return self.inner.quantile(self.u, sde)
 
-    def quantile(self, u, sde):
-        return self.inner.quantile(u, sde)
+    def cumulative(self, t, sde):
+        return self.inner.cumulative(t, sde)
 
     def density(self, t, sde):
         return self.inner.density(t, sde)
@@ -253,5 +255,7 @@ def test_a_loss_that_would_spoil_the_schedule_is_refused(weighting, times):
 
 
 def test_an_unknown_weighting_is_refused():
-    with pytest.raises(ValueError, match="weighting must be one of simple, likelihood, found 'uniform'"):
+    with pytest.raises(
+        ValueError, match="weighting must be one of simple, likelihood, edm, min_snr or a Weighting, found 'uniform'"
+    ):
         denoising_score_matching(gaussian(VP()), torch.zeros(1, 1), "uniform")
