@@ -4,6 +4,7 @@ from sde.base import SDE, GaussianPrior, GaussianSDE, Kernel
 from sde.changed import Rescaled, TimeChanged, exploding, preserving
 from sde.cosine import Cosine
 from sde.ddpm import DDPMChain, cosine_betas, linear_betas, log_snr_betas, sde_betas
+from sde.decoder import Decoder, DiscretizedGaussian, LevelPosterior
 from sde.diagnosis import Diagnosis, DiagnosisWarning, diagnose
 from sde.discrete import GaussianChain, Transition
 from sde.edm import EDM
@@ -31,14 +32,17 @@ __all__ = [
     "VP",
     "Cosine",
     "DDPMChain",
+    "Decoder",
     "Density",
     "Diagnosis",
     "DiagnosisWarning",
+    "DiscretizedGaussian",
     "GaussianChain",
     "GaussianPrior",
     "GaussianSDE",
     "Kernel",
     "LearnedSchedule",
+    "LevelPosterior",
     "NCSNLevels",
     "Noise",
     "Prediction",

@@ -25,16 +25,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde import GaussianChain, Noise, Prediction, ScoreModel
+from sde import DiscretizedGaussian, GaussianChain, Noise, ScoreModel
 from sde.base import require_count
+from sde.bound_terms import error_weight, pair_error, prior_divergence, reconstruction, variance_terms
 from sde.discrete import check_variance
+from sde.levels import level_times
 from solvers.base import counting
-from solvers.chains import level_times
-from solvers.decoder import DiscretizedGaussian
 from solvers.importance import GaussianReference, referred
 
-# The last step of "beta_tilde" would be a point: it has beta_tilde_2, which is the weight 0 (GaussianChain.variance).
-_LAST = {"beta_tilde": 0.0}
+# As weights (GaussianChain.variance): the last step of "beta_tilde" would be a point, that of 0 has beta_tilde_2.
+_WEIGHTS = {"beta": 1.0, "beta_tilde": 0.0}
 
 
 @dataclass(frozen=True)
@@ -143,27 +143,12 @@ class _Plan:
 def _plan(model: ScoreModel, x0: Tensor, chain: GaussianChain, variance: str | float) -> _Plan:
     k = torch.arange(1, chain.steps + 1)
     alpha, sigma = chain.alpha(k), chain.sigma(k)
-    excess = chain.beta_tilde(k) / chain.variance(k, variance) - 1
-    weight = chain.eps_weight(k, variance) * alpha.square() / (alpha.square() + sigma.square())
-    std = chain.variance(1, _LAST.get(variance, variance)).sqrt()
+    scale, constant = variance_terms(
+        chain.beta(k).log() - chain.variance(k, 0.0).log(), _WEIGHTS.get(variance, variance)
+    )
+    std = chain.variance(1, _WEIGHTS.get(variance, variance)).sqrt()
     levels = (level_times(model.sde, chain), alpha, sigma, chain.log_snr(k))
-    return _Plan(*(column.to(x0) for column in (*levels, std, weight, 0.5 * (excess - torch.log1p(excess)))))
-
-
-def prior_divergence(x0: Tensor, alpha: Tensor, sigma: Tensor, prior_std: float) -> Tensor:
-    """KL(N(alpha x_0, sigma^2 I) || N(0, prior_std^2 I)), ``(B,)``; ``alpha`` and ``sigma`` are float64, ``()``."""
-    excess = (sigma / prior_std).square() - 1
-    squares = (alpha.to(x0) / prior_std * x0).square().flatten(1).sum(1)
-    return 0.5 * (squares + x0[0].numel() * (excess - torch.log1p(excess)).to(x0))
-
-
-def pair_error(x0: Tensor, eps: Tensor, pair: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The error of eps_hat times sqrt(alpha^2 + sigma^2) / alpha, without cancellation; shape of ``x0``.
-
-    The errors of a pair obey alpha dx0 + sigma deps = 0. In float32 dx0 is accurate where sigma is large, deps where
-    alpha is; this is made of whichever is.
-    """
-    return (sigma * (x0 - pair.x0) - alpha * (eps - pair.eps)) / torch.hypot(alpha, sigma)
+    return _Plan(*(column.to(x0) for column in (*levels, std, scale * error_weight(chain, k), constant)))
 
 
 def _prior(chain: GaussianChain, x0: Tensor) -> Tensor:
@@ -181,18 +166,10 @@ def _losses(model, x0, chain, plan, decoder, noise, draw, reference) -> tuple[Te
         of_reference, expected = referred(reference if i or decoder is None else None, x0, eps, plan.log_snr[i])
         change = (expected - of_reference) * (sigma / alpha).square()  # of |x0 - x0_hat|^2 / 2
         if i == 0:
-            last = _reconstruction(decoder, x0, pair.x0, plan.std) + change / plan.std.square()
+            last = reconstruction(decoder, x0, pair.x0, plan.std) + change / plan.std.square()
             continue
         error = pair_error(x0, eps, pair, alpha, sigma)
         squares = error.square().flatten(1).sum(1) + 2 * (1 + (alpha / sigma).square()) * change
         loss = plan.weight[i] * squares + x0[0].numel() * plan.constant[i]
         total, means = total + loss, [*means, loss.mean()]
     return last, total, torch.stack(means) if means else x0.new_zeros(0)
-
-
-def _reconstruction(decoder: DiscretizedGaussian | None, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """L_0 ``(B,)``."""
-    if decoder is not None:
-        return -decoder.log_prob(x0, mean, std).to(x0).flatten(1).sum(1)
-    squares = ((x0 - mean) / std).square().flatten(1).sum(1)
-    return 0.5 * squares + x0[0].numel() * torch.log(std * math.sqrt(2 * math.pi))

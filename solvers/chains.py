@@ -12,37 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde import SDE, DDPMChain, GaussianChain, GaussianSDE, NCSNLevels
+from sde import SDE, DDPMChain, GaussianChain, NCSNLevels
 from sde.base import last_time, require_count
 from sde.discrete import check_variance
+from sde.levels import SLACK, level_times, noise_ratio
 from solvers.path import Path
 from solvers.sampler import Sampler, Step
-
-_SLACK = 1e-3
-
-
-def level_times(sde: SDE, chain: GaussianChain) -> Tensor:
-    """The times at which ``sde`` has the log-SNR of the levels k = 1..N; ``(N,)``, in float64 on the CPU.
-
-    A level noisier than any of the process has its last time. Raises ``ValueError`` where the least noise of the chain
-    is less than that at t_min, which no model of ``sde`` has seen.
-    """
-    if not isinstance(sde, GaussianSDE):
-        raise TypeError(f"the levels of a chain need a GaussianSDE, which has a log-SNR; found {sde}")
-    least, highest = float(chain.log_snr(1)), sde.log_snr_range[1]
-    if not least <= highest + _SLACK:
-        raise ValueError(
-            f"level 1 of {chain} has less noise than {sde} at t_min, sigma/alpha = {_noise(least):.3g} and not "
-            f"{_noise(highest):.3g} or more; take a chain that begins with more noise, or a model trained on less"
-        )
-    with torch.no_grad():
-        times = sde.time(chain.log_snr(torch.arange(1, chain.steps + 1)))
-    return times.clamp(max=last_time(sde))
-
-
-def _noise(log_snr: float) -> float:
-    """sigma / alpha."""
-    return float(torch.exp(torch.tensor(-0.5 * log_snr, dtype=torch.float64)))
 
 
 def _require(role: str, value: object, kind: type) -> None:
@@ -163,9 +138,9 @@ class AnnealedLangevin(Sampler):
         """t_max, then the times of the levels N to 1: a step starts and ends at the later of its two."""
         times = level_times(sde, self.levels)
         lowest, most = sde.log_snr_range[0], float(self.levels.log_snr(self.steps))
-        if most < lowest - _SLACK:
+        if most < lowest - SLACK:
             raise ValueError(
-                f"the largest of {self.levels} is more noise than {sde} has, sigma/alpha = {_noise(lowest):.3g} at "
+                f"the largest of {self.levels} is more noise than {sde} has, sigma/alpha = {noise_ratio(lowest):.3g} at "
                 "t_max; take smaller levels"
             )
         return _walk(sde, times)

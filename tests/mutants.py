@@ -858,7 +858,7 @@ MUTANTS = [
     ),
     Mutant(
         "bound weighed with half of the posterior",
-        "solvers/bound.py",
+        "sde/bound_terms.py",
         "excess - torch.log1p(excess)).to(x0))\n\n\ndef pair_error",
         "excess).to(x0))\n\n\ndef pair_error",
         ("tests/solvers/test_bound.py", "-k", "definition"),

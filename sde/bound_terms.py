@@ -1,0 +1,63 @@
+r"""The terms of a variational bound, for its evaluation and for training alike (Ho et al., 2020, eq. 5).
+
+    L_T     = KL(N(alpha x_0, sigma^2 I) || N(0, prior_std^2 I))
+    L_{k-1} = KL(q(x_{k-1} | x_k, x_0) || p(x_{k-1} | x_k)),     k = 2..N
+    L_0     = -log p(x_0 | x_1)
+
+p has the mean of the pair and the variance exp(v log beta + (1 - v) log beta_tilde) (Nichol and Dhariwal, 2021,
+eq. 15). With r = -v log(beta / beta_tilde), the log of beta_tilde over that variance, each value has
+
+    L_{k-1} = w e^r |eps - eps_hat|^2 + (e^r - 1 - r) / 2,
+
+w the weight of Ho et al., eq. 12, at the variance beta_tilde.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde.decoder import Decoder
+from sde.discrete import GaussianChain, Index
+from sde.score import Prediction
+
+
+def prior_divergence(x0: Tensor, alpha: Tensor, sigma: Tensor, prior_std: float) -> Tensor:
+    """KL(N(alpha x_0, sigma^2 I) || N(0, prior_std^2 I)), ``(B,)``; ``alpha`` and ``sigma`` are float64, ``()``."""
+    excess = (sigma / prior_std).square() - 1
+    squares = (alpha.to(x0) / prior_std * x0).square().flatten(1).sum(1)
+    return 0.5 * (squares + x0[0].numel() * (excess - torch.log1p(excess)).to(x0))
+
+
+def pair_error(x0: Tensor, eps: Tensor, pair: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The error of eps_hat times sqrt(alpha^2 + sigma^2) / alpha, without cancellation; shape of ``x0``.
+
+    The errors of a pair obey alpha dx0 + sigma deps = 0. In float32 dx0 is accurate where sigma is large, deps where
+    alpha is; this is made of whichever is.
+    """
+    return (sigma * (x0 - pair.x0) - alpha * (eps - pair.eps)) / torch.hypot(alpha, sigma)
+
+
+def error_weight(chain: GaussianChain, k: Index) -> Tensor:
+    """w at beta_tilde_k, of the square of ``pair_error``; k = 1..N, shape of ``k``, in float64. Of k = 2 at k = 1."""
+    return chain.eps_weight(k, 0.0) / (1 + torch.exp(-chain.log_snr(k)))
+
+
+def variance_terms(gap: Tensor, v: float | Tensor) -> tuple[Tensor, Tensor]:
+    """e^r and (e^r - 1 - r) / 2 of the weight ``v`` of the variance; ``gap`` is log(beta / beta_tilde).
+
+    Shapes of ``gap * v``. The derivative by v vanishes where the variance is beta_tilde (1 + 2 w |eps - eps_hat|^2).
+    """
+    r = -v * gap
+    return torch.exp(r), 0.5 * (torch.expm1(r) - r)
+
+
+def reconstruction(decoder: Decoder | None, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """-log p(x_0 | mean, std) of each sample, ``(B,)``; of levels, or without a decoder the density of a Gaussian.
+
+    ``std`` broadcasts over ``x0``.
+    """
+    if decoder is not None:
+        return -decoder.log_prob(x0, mean, std).to(x0).flatten(1).sum(1)
+    losses = 0.5 * ((x0 - mean) / std).square() + torch.log(std * math.sqrt(2 * math.pi))
+    return losses.flatten(1).sum(1)
