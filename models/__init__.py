@@ -2,6 +2,7 @@
 
 from models.embedding import FourierEmbedding, SinusoidalEmbedding
 from models.exact import GaussianMixture
+from models.learned_variance import LearnedVariance
 from models.level_head import LevelHead
 from models.mlp import MLP
 from models.network import ScoreNetwork
@@ -18,6 +19,7 @@ __all__ = [
     "EDMRow",
     "FourierEmbedding",
     "GaussianMixture",
+    "LearnedVariance",
     "LevelHead",
     "Losses",
     "NoiseRow",

@@ -20,7 +20,7 @@ from sde.ncsn import (
 )
 from sde.noise import Noise
 from sde.rectified_flow import RectifiedFlow
-from sde.score import Density, Prediction, ScoreField, ScoreFunction, ScoreModel
+from sde.score import Density, Prediction, ScoreField, ScoreFunction, ScoreModel, VariancePrediction
 from sde.subvp import SubVP
 from sde.ve import VE
 from sde.vp import VP
@@ -54,6 +54,7 @@ __all__ = [
     "SubVP",
     "TimeChanged",
     "Transition",
+    "VariancePrediction",
     "cosine_betas",
     "diagnose",
     "exploding",

@@ -17,8 +17,9 @@ import math
 import torch
 from torch import Tensor
 
+from sde.base import expand
 from sde.decoder import Decoder
-from sde.discrete import GaussianChain, Index
+from sde.levels import Levels
 from sde.score import Prediction
 
 
@@ -38,11 +39,6 @@ def pair_error(x0: Tensor, eps: Tensor, pair: Prediction, alpha: Tensor, sigma: 
     return (sigma * (x0 - pair.x0) - alpha * (eps - pair.eps)) / torch.hypot(alpha, sigma)
 
 
-def error_weight(chain: GaussianChain, k: Index) -> Tensor:
-    """w at beta_tilde_k, of the square of ``pair_error``; k = 1..N, shape of ``k``, in float64. Of k = 2 at k = 1."""
-    return chain.eps_weight(k, 0.0) / (1 + torch.exp(-chain.log_snr(k)))
-
-
 def variance_terms(gap: Tensor, v: float | Tensor) -> tuple[Tensor, Tensor]:
     """e^r and (e^r - 1 - r) / 2 of the weight ``v`` of the variance; ``gap`` is log(beta / beta_tilde).
 
@@ -50,6 +46,17 @@ def variance_terms(gap: Tensor, v: float | Tensor) -> tuple[Tensor, Tensor]:
     """
     r = -v * gap
     return torch.exp(r), 0.5 * (torch.expm1(r) - r)
+
+
+def transition_divergence(x0: Tensor, eps: Tensor, pair: Prediction, at: Levels, v: float | Tensor) -> Tensor:
+    """L_{k-1} of each sample at its level, k = 2..N, from the ``pair`` predicted at alpha x_0 + sigma eps; ``(B,)``.
+
+    ``at`` has the shapes ``()`` or ``(B,)``; ``v`` is a number or of the shape of ``x0``.
+    """
+    alpha, sigma, weight, gap = (expand(c, x0) for c in (at.alpha, at.sigma, at.weight, at.gap))
+    scale, constant = variance_terms(gap, v)
+    error = pair_error(x0, eps, pair, alpha, sigma)
+    return (weight * scale * error.square() + constant).flatten(1).sum(1)
 
 
 def reconstruction(decoder: Decoder | None, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -3,6 +3,8 @@ r"""The levels of a discrete chain as a process in continuous time sees them.
 A kernel is known by its log-SNR: level k of a chain is the time t_k of ``sde`` at which lambda(t_k) = lambda_k.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,34 @@ def level_times(sde: SDE, chain: GaussianChain) -> Tensor:
     with torch.no_grad():
         times = sde.time(chain.log_snr(torch.arange(1, chain.steps + 1)))
     return times.clamp(max=last_time(sde))
+
+
+class Levels(NamedTuple):
+    """What models and bounds need of the levels k = 1..N of a chain, ``(N,)`` each, or of some of them.
+
+    weight: w of ``sde.bound_terms``, of the square of ``pair_error`` at the variance beta_tilde. gap: log(beta /
+    beta_tilde). Both have beta_tilde_2 for beta_tilde_1 = 0.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    log_snr: Tensor
+    weight: Tensor
+    gap: Tensor
+
+    @classmethod
+    def of(cls, sde: SDE, chain: GaussianChain, like: Tensor) -> "Levels":
+        """All levels of ``chain``, with their times under ``sde``, on the device and in the type of ``like``."""
+        k = torch.arange(1, chain.steps + 1)
+        log_snr, smallest = chain.log_snr(k), chain.variance(k, 0.0)
+        weight, gap = chain.eps_weight(k, 0.0) * torch.sigmoid(log_snr), chain.variance(k, 1.0).log() - smallest.log()
+        columns = (level_times(sde, chain), chain.alpha(k), chain.sigma(k), log_snr, weight, gap)
+        return cls(*(column.to(like) for column in columns))
+
+    def at(self, k: int | Tensor) -> "Levels":
+        """Of the levels ``k``, an int or ``(B,)``, of which no number is read back from a GPU."""
+        return Levels(*(column[k - 1] for column in self))
 
 
 def noise_ratio(log_snr: float) -> float:
