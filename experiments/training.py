@@ -56,7 +56,7 @@ def check(settings: DictConfig) -> None:
 
 def build_objective(config: DictConfig, model: ScoreNetwork) -> Objective:
     """The configured objective, refused where it can't train this model."""
-    objective = build(config.objective, where="objective", allowed=("models.",))
+    objective = build(config.objective, where="objective", allowed=("models.", "sde."))
     if not isinstance(objective, Objective):
         raise ConfigError(f"objective must be an Objective, found {config.objective._target_}")
     try:

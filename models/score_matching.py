@@ -39,6 +39,8 @@ class DenoisingScoreMatching(Objective):
 
     def check(self, model: ScoreNetwork) -> None:
         """Refuse for a schedule that learns any objective but the likelihood bound in time."""
+        if model.sde.learns_ends:
+            raise ValueError("the ends of the schedule learn, which takes the whole bound: use VariationalDiffusion")
         if model.sde.learned and (self.weighting != "likelihood" or not isinstance(self.times, UniformTime)):
             raise ValueError(
                 "the schedule has parameters to learn, whose gradient only weighting='likelihood' with "

@@ -59,12 +59,12 @@ def transition_divergence(x0: Tensor, eps: Tensor, pair: Prediction, at: Levels,
     return (weight * scale * error.square() + constant).flatten(1).sum(1)
 
 
-def reconstruction(decoder: Decoder | None, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def reconstruction(decoder: Decoder | None, x0: Tensor, mean: Tensor, std: Tensor, check: bool = True) -> Tensor:
     """-log p(x_0 | mean, std) of each sample, ``(B,)``; of levels, or without a decoder the density of a Gaussian.
 
-    ``std`` broadcasts over ``x0``.
+    ``std`` broadcasts over ``x0``; ``check`` as for ``Decoder.index``.
     """
     if decoder is not None:
-        return -decoder.log_prob(x0, mean, std).to(x0).flatten(1).sum(1)
+        return -decoder.log_prob(x0, mean, std, check).to(x0).flatten(1).sum(1)
     losses = 0.5 * ((x0 - mean) / std).square() + torch.log(std * math.sqrt(2 * math.pi))
     return losses.flatten(1).sum(1)
