@@ -62,7 +62,8 @@ def build_objective(config: DictConfig, model: ScoreNetwork) -> Objective:
     try:
         objective.check(model)
     except ValueError as error:
-        cure = "; as a configuration: objective=bound" if model.sde.learned else ""
+        fit = "vdm" if model.sde.learns_ends else "bound"
+        cure = f"; as a configuration: objective={fit}" if model.sde.learned else ""
         raise ConfigError(f"objective: {error}{cure}") from None
     return objective
 
