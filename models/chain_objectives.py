@@ -26,11 +26,9 @@ from models.network import ScoreNetwork
 from models.objective import Losses, Objective
 from sde import Decoder, DiscretizedGaussian, GaussianChain, Prediction
 from sde.base import expand
-from sde.bound_terms import prior_divergence, reconstruction, transition_divergence
+from sde.bound_terms import WEIGHTS, prior_divergence, reconstruction, transition_divergence
 from sde.discrete import LEARNED, check_variance
 from sde.levels import Levels, level_times
-
-_WEIGHTS = {"beta": 1.0, "beta_tilde": 0.0}
 
 
 class _Draw(NamedTuple):
@@ -60,7 +58,7 @@ class ChainObjective(Objective):
             raise TypeError(f"{title}: decoder must be a DiscretizedGaussian or None, found {decoder!r}")
         if variance != LEARNED:
             check_variance(variance, title)
-        self.variance, self.index = _WEIGHTS.get(variance, variance), index or UniformIndex(chain.steps)
+        self.variance, self.index = WEIGHTS.get(variance, variance), index or UniformIndex(chain.steps)
         if self.index.steps != chain.steps:
             raise ValueError(f"{title}: index has {self.index.steps} steps, the chain {chain.steps}; give it as many")
         self.checked = False

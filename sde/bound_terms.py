@@ -22,6 +22,9 @@ from sde.decoder import Decoder
 from sde.levels import Levels
 from sde.score import Prediction
 
+WEIGHTS = {"beta": 1.0, "beta_tilde": 0.0}
+"""v of the variances that have a name. At k = 1, where that of beta_tilde would be 0, v = 0 stands for beta_tilde_2."""
+
 
 def prior_divergence(x0: Tensor, alpha: Tensor, sigma: Tensor, prior_std: float) -> Tensor:
     """KL(N(alpha x_0, sigma^2 I) || N(0, prior_std^2 I)), ``(B,)``; ``alpha`` and ``sigma`` are float64, ``()``."""

@@ -27,14 +27,11 @@ from torch import Tensor
 
 from sde import DiscretizedGaussian, GaussianChain, Noise, ScoreModel
 from sde.base import require_count
-from sde.bound_terms import prior_divergence, reconstruction, transition_divergence, variance_terms
+from sde.bound_terms import WEIGHTS, prior_divergence, reconstruction, transition_divergence, variance_terms
 from sde.discrete import LEARNED, check_variance
 from sde.levels import Levels
 from solvers.base import counting, require_variance
 from solvers.importance import GaussianReference, referred
-
-# As weights (GaussianChain.variance): the last step of "beta_tilde" would be a point, that of 0 has beta_tilde_2.
-_WEIGHTS = {"beta": 1.0, "beta_tilde": 0.0}
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def elbo(
     reference: a control variate, for data with a density (``solvers.importance``).
     """
     _check(model, x0, chain, decoder, variance, draws, reference)
-    plan, noise, variance = Levels.of(model.sde, chain, x0), Noise(seed, first), _WEIGHTS.get(variance, variance)
+    plan, noise, variance = Levels.of(model.sde, chain, x0), Noise(seed, first), WEIGHTS.get(variance, variance)
     with torch.no_grad(), counting(model) as calls:
         prior = _prior(chain, x0)
         losses = [_losses(model, x0, chain, plan, decoder, variance, noise, draw, reference) for draw in range(draws)]

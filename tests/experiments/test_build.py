@@ -66,7 +66,7 @@ def test_every_objective_builds_and_gives_a_loss_where_it_fits(objective):
 
 def test_ends_that_learn_need_the_whole_bound():
     config = configuration("sde=learned", "sde.learn_ends=true", "objective=bound", "parametrization=noise", "net=mlp")
-    with pytest.raises(ConfigError, match="the ends of the schedule learn.*objective=vdm"):
+    with pytest.raises(ConfigError, match=r"the ends of the schedule learn.*objective=vdm"):
         build_objective(config, build_model(config, DIGITS))
 
 

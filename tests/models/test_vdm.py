@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import correlated, learned, mixture
+from oracles import correlated, learned, mixture, train
 from torch import nn
 
 from models import MLP, DenoisingScoreMatching, ScoreNetwork, VariationalDiffusion
@@ -249,6 +249,22 @@ def test_the_interior_leaves_the_integral_and_training_flattens_it(monkeypatch):
     assert float(after.mean()) == pytest.approx(integral, rel=2e-3)
     assert float(before.std() / before.mean()) > 1
     assert float(after.var() / before.var()) < 0.03  # 0.017; sixteen sigmoids are not any curve
+
+
+@pytest.mark.slow
+def test_training_reaches_the_entropy_and_a_schedule_that_learns_has_less_noise():
+    """Two modes, 1500 steps, 35 s: .029 +- .017 nats/dim above the entropy, and .83 of the noise of a line."""
+    exact, spread = mixture(VP(), torch.float32), []
+    x0 = exact.sample(2000, seed=2)
+    for sde in (LearnedSchedule(10.0, -8.0, learn_ends=True), LearnedSchedule(10.0, -8.0).requires_grad_(False)):
+        torch.manual_seed(0)
+        model = ScoreNetwork(MLP((2,), width=64, depth=2), sde, "v")
+        losses = train(VariationalDiffusion(), model, exact.sample(20000, seed=1), 1500)
+        spread.append(float(losses.mean(1).std()))
+        found = continuous_elbo(model, x0, points=16, draws=4)
+        gap = (exact.log_prob(x0) - found.log_prob) / 2
+        assert float(gap.mean()) < 0.03 + 3 * float(gap.std()) / len(x0) ** 0.5, gap.mean()
+    assert spread[0] < 0.9 * spread[1], spread
 
 
 def test_evaluation_uses_the_ends_that_were_learned():
