@@ -13,7 +13,7 @@ from experiments.baselines import histogram_log_marginals
 from experiments.build import ConfigError, build
 from experiments.data import Data
 from experiments.dequantization import Uniform
-from models import EDMRow, LevelHead, ScoreNetwork
+from models import EDMRow, LearnedVariance, LevelHead, ScoreNetwork
 from models.parametrization import ROWS, Parametrization
 
 TRAINED_ON: dict[str, Callable[[Uniform, Tensor, torch.Generator | None], Tensor]] = {
@@ -114,6 +114,17 @@ def row(
 ) -> Parametrization:
     """A parametrization by a row, by its name; the data play no part."""
     return ROWS[name]()
+
+
+def learned_variance(
+    name: str,
+    shape: tuple[int, ...],
+    levels: int | None,
+    train: Tensor | None = None,
+    dequantization: str | None = None,
+) -> LearnedVariance:
+    """A row by its name, and the variance of a chain's steps back."""
+    return LearnedVariance(ROWS[name]())
 
 
 def edm_row(

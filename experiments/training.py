@@ -56,13 +56,14 @@ def check(settings: DictConfig) -> None:
 
 def build_objective(config: DictConfig, model: ScoreNetwork) -> Objective:
     """The configured objective, refused where it can't train this model."""
-    objective = build(config.objective, where="objective", allowed=("models.",))
+    objective = build(config.objective, where="objective", allowed=("models.", "sde."))
     if not isinstance(objective, Objective):
         raise ConfigError(f"objective must be an Objective, found {config.objective._target_}")
     try:
         objective.check(model)
     except ValueError as error:
-        cure = "; as a configuration: objective=bound" if model.sde.learned else ""
+        fit = "vdm" if model.sde.learns_ends else "bound"
+        cure = f"; as a configuration: objective={fit}" if model.sde.learned else ""
         raise ConfigError(f"objective: {error}{cure}") from None
     return objective
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from models.labels import LABELS
-from models.parametrization import ROWS, Parametrization
-from sde import GaussianSDE, Prediction, ScoreModel
+from models.parametrization import ROWS, Parametrization, VarianceHead
+from sde import GaussianSDE, Prediction, ScoreModel, VariancePrediction
 from sde.base import expand
 from sde.score import carried
 
@@ -40,6 +40,7 @@ class ScoreNetwork(ScoreModel):
                 raise ValueError(f"parametrization must be one of {', '.join(ROWS)}, found {parametrization!r}")
             parametrization = ROWS[parametrization]()
         self.net, self.parametrization, self.label = net, parametrization, LABELS[label]
+        self.predicts_variance = isinstance(parametrization, VarianceHead)
         low, high = sde.log_snr_range
         self.ends = sde.time(torch.tensor((high, low), dtype=torch.float64)).tolist()
         self.singular = bool(torch.isinf(sde.log_snr(torch.tensor((sde.t_min, sde.t_max)))).any())
@@ -51,9 +52,12 @@ class ScoreNetwork(ScoreModel):
         inside = t.clamp(*self.ends)
         return carried(self._predict, self.sde, x, inside, self.sde.alpha(t), self.sde.sigma(t), **condition)
 
-    def _predict(self, x: Tensor, t: Tensor, **condition) -> Prediction:
+    def _predict(
+        self, x: Tensor, t: Tensor, with_variance: bool = False, **condition
+    ) -> Prediction | VariancePrediction:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         label = self.label(t, alpha, sigma, self.sde).expand(len(x))
         scale = torch.hypot(self.parametrization.data_std * alpha, sigma)
-        output = self.net(x / expand(scale, x), label, **condition)
-        return self.parametrization.predict(output.to(x.dtype), x, t, self.sde)
+        output = self.net(x / expand(scale, x), label, **condition).to(x.dtype)
+        pair = self.parametrization.predict(output, x, t, self.sde)
+        return VariancePrediction(*pair, self.parametrization.variance_weight(output)) if with_variance else pair

@@ -52,6 +52,14 @@ class _Row(Parametrization):
         return Prediction((b * x - sigma * output) / determinant, (alpha * output - a * x) / determinant)
 
 
+class VarianceHead(ABC):
+    """What a parametrization also is whose network predicts the variance of a chain's steps back."""
+
+    @abstractmethod
+    def variance_weight(self, output: Tensor) -> Tensor:
+        """v in [0, 1] of ``GaussianChain.variance``, of the shape of the data, from all that the network gives."""
+
+
 def _unit(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.hypot(a, b)
     return a / length, b / length

@@ -30,6 +30,8 @@ class DenoisingScoreMatching(WeightedObjective):
 
     def check(self, model: ScoreNetwork) -> None:
         """Refuse for a schedule that learns any objective but the likelihood bound in time."""
+        if model.sde.learns_ends:
+            raise ValueError("the ends of the schedule learn, which takes the whole bound: use VariationalDiffusion")
         if model.sde.learned and not self._trains_a_schedule():
             raise ValueError(
                 "the schedule has parameters to learn, whose gradient only weighting='likelihood' with "

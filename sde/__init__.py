@@ -4,6 +4,7 @@ from sde.base import SDE, GaussianPrior, GaussianSDE, Kernel
 from sde.changed import Rescaled, TimeChanged, exploding, preserving
 from sde.cosine import Cosine
 from sde.ddpm import DDPMChain, cosine_betas, linear_betas, log_snr_betas, sde_betas
+from sde.decoder import Decoder, DiscretizedGaussian, LevelPosterior
 from sde.diagnosis import Diagnosis, DiagnosisWarning, diagnose
 from sde.discrete import GaussianChain, Transition
 from sde.edm import EDM
@@ -19,7 +20,7 @@ from sde.ncsn import (
 )
 from sde.noise import Noise
 from sde.rectified_flow import RectifiedFlow
-from sde.score import Density, Prediction, ScoreField, ScoreFunction, ScoreModel
+from sde.score import Density, Prediction, ScoreField, ScoreFunction, ScoreModel, VariancePrediction
 from sde.subvp import SubVP
 from sde.ve import VE
 from sde.vp import VP
@@ -31,14 +32,17 @@ __all__ = [
     "VP",
     "Cosine",
     "DDPMChain",
+    "Decoder",
     "Density",
     "Diagnosis",
     "DiagnosisWarning",
+    "DiscretizedGaussian",
     "GaussianChain",
     "GaussianPrior",
     "GaussianSDE",
     "Kernel",
     "LearnedSchedule",
+    "LevelPosterior",
     "NCSNLevels",
     "Noise",
     "Prediction",
@@ -50,6 +54,7 @@ __all__ = [
     "SubVP",
     "TimeChanged",
     "Transition",
+    "VariancePrediction",
     "cosine_betas",
     "diagnose",
     "exploding",

@@ -73,6 +73,18 @@ class Coefficients(NamedTuple):
         return 2 * self.sigma * (self.d_sigma - self.rate * self.sigma)
 
 
+class Curve(NamedTuple):
+    """The log-SNR and its derivative with respect to time; shapes of ``t``.
+
+    ``interior``: tensors of that shape through which the gradient of the two reaches what a schedule learns between its
+    ends, where a bound does not depend on it; none where nothing is learned.
+    """
+
+    log_snr: Tensor
+    slope: Tensor
+    interior: tuple[Tensor, ...] = ()
+
+
 @dataclass(frozen=True)
 class GaussianPrior:
     """N(0, std^2 I) over tensors of ``shape`` = ``(B, ...)``: where the reverse process starts."""
@@ -152,6 +164,8 @@ class GaussianSDE(SDE):
     """Fields that may be zero."""
     learned: ClassVar[bool] = False
     """Whether alpha and sigma have parameters to learn, which ``coefficients`` then keeps a graph to."""
+    learns_ends: ClassVar[bool] = False
+    """Whether the ends of the log-SNR are learned too, which takes all parts of a likelihood bound."""
     cures: ClassVar[tuple[str, str]] = ("lower t_min", "raise t_max or the noise there")
     """What to change against too much noise at t_min, and against a prior that is not p_T: a verb and a parameter."""
 
@@ -188,6 +202,10 @@ class GaussianSDE(SDE):
     def log_snr(self, t: Tensor) -> Tensor:
         """lambda(t) = 2 log(alpha / sigma), strictly decreasing; nats."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def curve(self, t: Tensor) -> Curve:
+        """lambda and dlambda/dt at ``t``, by differentiation; a schedule with parameters keeps a graph to them."""
+        return Curve(*value_and_derivative(self.log_snr, t, self.learned and torch.is_grad_enabled()))
 
     @property
     def log_snr_range(self) -> tuple[float, float]:

@@ -30,6 +30,17 @@ class Prediction(NamedTuple):
     eps: Tensor
 
 
+class VariancePrediction(NamedTuple):
+    """The pair, and the weight v in [0, 1] of the variance of a chain's step back (``GaussianChain.variance``).
+
+    Shapes of ``x_t``. What a model gives that ``predicts_variance``, for ``with_variance=True``.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    v: Tensor
+
+
 def carried(
     predict: Callable[..., Prediction],
     sde: GaussianSDE,
@@ -45,10 +56,10 @@ def carried(
     """
     length = torch.hypot(alpha, sigma)
     scale = torch.hypot(sde.alpha(t), sde.sigma(t)) / length
-    x0, eps = predict(expand(scale, x) * x, t, **condition)
+    pair = predict(expand(scale, x) * x, t, **condition)
     a, b = expand(alpha / length, x), expand(sigma / length, x)
-    residual = x / expand(length, x) - a * x0 - b * eps
-    return Prediction(x0 + a * residual, eps + b * residual)
+    residual = x / expand(length, x) - a * pair.x0 - b * pair.eps
+    return pair._replace(x0=pair.x0 + a * residual, eps=pair.eps + b * residual)
 
 
 class ScoreField(nn.Module, ABC):
@@ -111,6 +122,9 @@ class ScoreFunction(ScoreField):
 class ScoreModel(ScoreField):
     """A model of the score of p_t under a Gaussian ``sde``, for all t; a subclass states ``forward``."""
 
+    predicts_variance: bool = False
+    """Whether it takes ``with_variance=True``, for a ``VariancePrediction`` from the same call."""
+
     def __init__(self, sde: GaussianSDE):
         if not isinstance(sde, GaussianSDE):
             hint = "; for an SDE without a Gaussian kernel use ScoreFunction" if isinstance(sde, SDE) else ""
@@ -162,7 +176,7 @@ class _Under(ScoreModel):
                 f"{sde} begins at log-SNR {other:.4g}, with less noise than {model.sde} of this model, at {own:.4g}; "
                 f"raise its t_min to {time * 1.0001:.4g}"
             )
-        self.model = model
+        self.model, self.predicts_variance = model, model.predicts_variance
 
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         return self.model.at_level(x, self.sde.alpha(t), self.sde.sigma(t), **condition)

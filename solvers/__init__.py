@@ -1,5 +1,6 @@
 """The way back: samplers, the probability-flow ODE, and exact likelihoods."""
 
+from sde import Decoder, DiscretizedGaussian, LevelPosterior
 from solvers.adaptive import AdaptiveSDE
 from solvers.base import Output, SamplingDiverged, Solver
 from solvers.bound import Bound, elbo
@@ -7,7 +8,6 @@ from solvers.bridge import DDIM, Ancestral
 from solvers.chains import DDPM, AnnealedLangevin
 from solvers.continuous_bound import continuous_elbo, learned_density
 from solvers.corrector import Corrector, PredictorCorrector
-from solvers.decoder import Decoder, DiscretizedGaussian, LevelPosterior
 from solvers.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus, default_divergence
 from solvers.endpoint import EndpointWarning
 from solvers.euler import Euler

@@ -54,6 +54,8 @@ class Solver(ABC):
 
     compile: bool
     """Whether to compile the model."""
+    needs_variance: bool = False
+    """Whether it reads the variance of a chain's steps, which only a model has that predicts it."""
     needs_density: bool = False
     """Whether it reads the log-density, which only a ``Density`` has."""
 
@@ -132,6 +134,8 @@ class Solver(ABC):
                 f"{self} needs the pair (x_0, eps) of a ScoreModel under a GaussianSDE, found {type(model).__name__}; "
                 "under other processes use EulerMaruyama, AdaptiveSDE, Langevin or ProbabilityFlow"
             )
+        if self.needs_variance:
+            require_variance(model, type(self).__name__)
         if self.needs_density and not isinstance(model, Density):
             raise TypeError(
                 f"{self} needs the log-density of a Density such as GaussianMixture, found {type(model).__name__}, "
@@ -144,6 +148,15 @@ class Solver(ABC):
         self, model: ScoreField, x: Tensor, noise: Noise, visit: Callable[[int, Tensor, Tensor], None]
     ) -> Tensor:
         """Carry ``x`` from t_max to t_min, telling ``visit(i, t, x)`` of each state on the way."""
+
+
+def require_variance(model: ScoreModel, title: str) -> None:
+    """Refuse, with ``TypeError``, a model that predicts no variance."""
+    if not model.predicts_variance:
+        raise TypeError(
+            f"{title}: variance='learned' needs a model that predicts it, found {type(model).__name__} without: train "
+            "ScoreNetwork(net, sde, LearnedVariance(row)), or choose variance='beta' or 'beta_tilde'"
+        )
 
 
 def _joined(parts: list[Output]) -> Output:

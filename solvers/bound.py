@@ -25,16 +25,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde import GaussianChain, Noise, Prediction, ScoreModel
+from sde import DiscretizedGaussian, GaussianChain, Noise, ScoreModel
 from sde.base import require_count
-from sde.discrete import check_variance
-from solvers.base import counting
-from solvers.chains import level_times
-from solvers.decoder import DiscretizedGaussian
+from sde.bound_terms import WEIGHTS, prior_divergence, reconstruction, transition_divergence, variance_terms
+from sde.discrete import LEARNED, check_variance
+from sde.levels import Levels
+from solvers.base import counting, require_variance
 from solvers.importance import GaussianReference, referred
-
-# The last step of "beta_tilde" would be a point: it has beta_tilde_2, which is the weight 0 (GaussianChain.variance).
-_LAST = {"beta_tilde": 0.0}
 
 
 @dataclass(frozen=True)
@@ -97,17 +94,18 @@ def elbo(
     ----------
     chain: the levels. Its least noise must not be less than any that the model has seen.
     decoder: None - p(x_0 | x_1) is a Gaussian density; or ``DiscretizedGaussian(levels)``, for ``x0`` of bin centres.
-    variance: of the reverse steps, "beta", "beta_tilde" or a weight in [0, 1] (``GaussianChain.variance``). At k = 1
-        "beta_tilde" stands for beta_tilde_2, since beta_tilde_1 = 0 would give data no density.
+    variance: of the reverse steps, "beta", "beta_tilde" or a weight in [0, 1] (``GaussianChain.variance``), or
+        "learned", the model's own weights. At k = 1 "beta_tilde" stands for beta_tilde_2, since beta_tilde_1 = 0 would
+        give data no density.
     draws: of the noise at each level; each costs N calls. Sample i's noise depends on ``seed`` and i alone.
     first: number of the first sample, for data that are evaluated in parts.
     reference: a control variate, for data with a density (``solvers.importance``).
     """
     _check(model, x0, chain, decoder, variance, draws, reference)
-    plan, noise = _plan(model, x0, chain, variance), Noise(seed, first)
+    plan, noise, variance = Levels.of(model.sde, chain, x0), Noise(seed, first), WEIGHTS.get(variance, variance)
     with torch.no_grad(), counting(model) as calls:
         prior = _prior(chain, x0)
-        losses = [_losses(model, x0, chain, plan, decoder, noise, draw, reference) for draw in range(draws)]
+        losses = [_losses(model, x0, chain, plan, decoder, variance, noise, draw, reference) for draw in range(draws)]
     last, between, steps = (torch.stack(parts) for parts in zip(*losses, strict=True))
     stderr = (last + between).std(0) / math.sqrt(draws) if draws > 1 else None
     parts = (-(prior + (last + between).mean(0)), prior, between.mean(0), last.mean(0), stderr, steps.mean(0))
@@ -124,46 +122,14 @@ def _check(model, x0, chain, decoder, variance, draws, reference) -> None:
     if not x0.is_floating_point():
         raise TypeError(f"elbo: x0 must be of a floating-point type, found {x0.dtype}; see DiscretizedGaussian.centres")
     require_count(draws, "elbo: draws")
-    check_variance(variance, "elbo")
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What depends on k alone, for k = 1..N at once, and the standard deviation of the last step."""
-
-    t: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    log_snr: Tensor
-    std: Tensor
-    weight: Tensor
-    constant: Tensor
-
-
-def _plan(model: ScoreModel, x0: Tensor, chain: GaussianChain, variance: str | float) -> _Plan:
-    k = torch.arange(1, chain.steps + 1)
-    alpha, sigma = chain.alpha(k), chain.sigma(k)
-    excess = chain.beta_tilde(k) / chain.variance(k, variance) - 1
-    weight = chain.eps_weight(k, variance) * alpha.square() / (alpha.square() + sigma.square())
-    std = chain.variance(1, _LAST.get(variance, variance)).sqrt()
-    levels = (level_times(model.sde, chain), alpha, sigma, chain.log_snr(k))
-    return _Plan(*(column.to(x0) for column in (*levels, std, weight, 0.5 * (excess - torch.log1p(excess)))))
-
-
-def prior_divergence(x0: Tensor, alpha: Tensor, sigma: Tensor, prior_std: float) -> Tensor:
-    """KL(N(alpha x_0, sigma^2 I) || N(0, prior_std^2 I)), ``(B,)``; ``alpha`` and ``sigma`` are float64, ``()``."""
-    excess = (sigma / prior_std).square() - 1
-    squares = (alpha.to(x0) / prior_std * x0).square().flatten(1).sum(1)
-    return 0.5 * (squares + x0[0].numel() * (excess - torch.log1p(excess)).to(x0))
-
-
-def pair_error(x0: Tensor, eps: Tensor, pair: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The error of eps_hat times sqrt(alpha^2 + sigma^2) / alpha, without cancellation; shape of ``x0``.
-
-    The errors of a pair obey alpha dx0 + sigma deps = 0. In float32 dx0 is accurate where sigma is large, deps where
-    alpha is; this is made of whichever is.
-    """
-    return (sigma * (x0 - pair.x0) - alpha * (eps - pair.eps)) / torch.hypot(alpha, sigma)
+    if variance == LEARNED:
+        require_variance(model, "elbo")
+        if reference is not None:
+            raise ValueError(
+                "elbo: a reference is of a variance that is the same for all x_k: leave it out of 'learned'"
+            )
+    else:
+        check_variance(variance, "elbo")
 
 
 def _prior(chain: GaussianChain, x0: Tensor) -> Tensor:
@@ -171,28 +137,25 @@ def _prior(chain: GaussianChain, x0: Tensor) -> Tensor:
     return prior_divergence(x0, chain.alpha(chain.steps), chain.sigma(chain.steps), chain.prior_std)
 
 
-def _losses(model, x0, chain, plan, decoder, noise, draw, reference) -> tuple[Tensor, Tensor, Tensor]:
+def _losses(model, x0, chain, plan, decoder, variance, noise, draw, reference) -> tuple[Tensor, Tensor, Tensor]:
     """L_0 ``(B,)``, the sum of the L_{k-1} ``(B,)``, and the mean of each ``(N - 1,)``, from one draw at each level."""
-    total, means, last = x0.new_zeros(len(x0)), [], None
-    for i in range(chain.steps):
-        alpha, sigma = plan.alpha[i], plan.sigma[i]
-        eps = noise.normal(tuple(x0.shape), draw * chain.steps + i, x0.device, x0.dtype)
-        pair = model.at_level(alpha * x0 + sigma * eps, alpha, sigma, plan.t[i])
-        of_reference, expected = referred(reference if i or decoder is None else None, x0, eps, plan.log_snr[i])
-        change = (expected - of_reference) * (sigma / alpha).square()  # of |x0 - x0_hat|^2 / 2
-        if i == 0:
-            last = _reconstruction(decoder, x0, pair.x0, plan.std) + change / plan.std.square()
+    total, means, last, learned = x0.new_zeros(len(x0)), [], None, variance == LEARNED
+    for k in range(1, chain.steps + 1):
+        at = plan.at(k)
+        eps = noise.normal(tuple(x0.shape), draw * chain.steps + k - 1, x0.device, x0.dtype)
+        x_k, extra = at.alpha * x0 + at.sigma * eps, {"with_variance": True} if learned else {}
+        pair = model.at_level(x_k, at.alpha, at.sigma, at.t, **extra)
+        v = pair.v if learned else variance
+        of_reference, expected = referred(reference if k > 1 or decoder is None else None, x0, eps, at.log_snr)
+        change = (expected - of_reference) * (at.sigma / at.alpha).square()  # of |x0 - x0_hat|^2 / 2
+        if k == 1:
+            std = chain.variance(1, v).sqrt().to(x0)
+            last = reconstruction(decoder, x0, pair.x0, std)
+            last = last if reference is None else last + change / std.square()
             continue
-        error = pair_error(x0, eps, pair, alpha, sigma)
-        squares = error.square().flatten(1).sum(1) + 2 * (1 + (alpha / sigma).square()) * change
-        loss = plan.weight[i] * squares + x0[0].numel() * plan.constant[i]
+        loss = transition_divergence(x0, eps, pair, at, v)
+        if reference is not None:
+            precision = 2 * at.weight * variance_terms(at.gap, v)[0] * (1 + torch.exp(at.log_snr))
+            loss = loss + precision * change
         total, means = total + loss, [*means, loss.mean()]
     return last, total, torch.stack(means) if means else x0.new_zeros(0)
-
-
-def _reconstruction(decoder: DiscretizedGaussian | None, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """L_0 ``(B,)``."""
-    if decoder is not None:
-        return -decoder.log_prob(x0, mean, std).to(x0).flatten(1).sum(1)
-    squares = ((x0 - mean) / std).square().flatten(1).sum(1)
-    return 0.5 * squares + x0[0].numel() * torch.log(std * math.sqrt(2 * math.pi))

@@ -12,37 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde import SDE, DDPMChain, GaussianChain, GaussianSDE, NCSNLevels
+from sde import SDE, DDPMChain, GaussianChain, NCSNLevels, Prediction
 from sde.base import last_time, require_count
-from sde.discrete import check_variance
+from sde.discrete import LEARNED, check_variance
+from sde.levels import SLACK, level_times, noise_ratio
 from solvers.path import Path
 from solvers.sampler import Sampler, Step
-
-_SLACK = 1e-3
-
-
-def level_times(sde: SDE, chain: GaussianChain) -> Tensor:
-    """The times at which ``sde`` has the log-SNR of the levels k = 1..N; ``(N,)``, in float64 on the CPU.
-
-    A level noisier than any of the process has its last time. Raises ``ValueError`` where the least noise of the chain
-    is less than that at t_min, which no model of ``sde`` has seen.
-    """
-    if not isinstance(sde, GaussianSDE):
-        raise TypeError(f"the levels of a chain need a GaussianSDE, which has a log-SNR; found {sde}")
-    least, highest = float(chain.log_snr(1)), sde.log_snr_range[1]
-    if not least <= highest + _SLACK:
-        raise ValueError(
-            f"level 1 of {chain} has less noise than {sde} at t_min, sigma/alpha = {_noise(least):.3g} and not "
-            f"{_noise(highest):.3g} or more; take a chain that begins with more noise, or a model trained on less"
-        )
-    with torch.no_grad():
-        times = sde.time(chain.log_snr(torch.arange(1, chain.steps + 1)))
-    return times.clamp(max=last_time(sde))
-
-
-def _noise(log_snr: float) -> float:
-    """sigma / alpha."""
-    return float(torch.exp(torch.tensor(-0.5 * log_snr, dtype=torch.float64)))
 
 
 def _require(role: str, value: object, kind: type) -> None:
@@ -57,7 +32,8 @@ class DDPM(Sampler):
     Parameters
     ----------
     chain: a ``DDPMChain``, or any other: over ``NCSNLevels`` it is the ancestral sampler of Song et al. (2021, eq. 47).
-    variance: of p, "beta", "beta_tilde" or a weight v in [0, 1] between them (``GaussianChain.variance``).
+    variance: of p, "beta", "beta_tilde" or a weight v in [0, 1] between them (``GaussianChain.variance``); "learned"
+        - the model's own weight of each value (Nichol and Dhariwal, 2021), from the same call.
     final: "mean" - the last step adds no noise; "sample" - it does.
 
     It starts at t_max and ends at the chain's own end k = 0, at ``t_min`` in the model's coordinates: x = alpha x_0. A
@@ -74,9 +50,16 @@ class DDPM(Sampler):
 
     def __post_init__(self):
         _require("DDPM: chain", self.chain, GaussianChain)
-        check_variance(self.variance, "DDPM")
+        if not self.needs_variance:
+            check_variance(self.variance, "DDPM")
+        if self.needs_variance and self.compile:
+            raise ValueError("DDPM: a compiled model gives the pair alone: with variance='learned' leave out compile")
         if self.final not in ("mean", "sample"):
             raise ValueError(f"DDPM: final must be 'mean' or 'sample', found {self.final!r}; it ends at x_0 itself")
+
+    @property
+    def needs_variance(self) -> bool:
+        return self.variance == LEARNED
 
     @property
     def steps(self) -> int:
@@ -103,8 +86,9 @@ class DDPM(Sampler):
         k, chain = self.steps - step.index, self.chain
         x_k = x / _scale(chain, k, step.alpha_t, step.sigma_t)
         t = step.t if step.index else step.own[0]
-        prediction = step.model.at_level(x_k, chain.alpha(k, x), chain.sigma(k, x), t)
-        mean, variance = chain.reverse(prediction, k, self.variance)
+        extra = {"with_variance": True} if self.needs_variance else {}
+        x0, eps, *v = step.model.at_level(x_k, chain.alpha(k, x), chain.sigma(k, x), t, **extra)
+        mean, variance = chain.reverse(Prediction(x0, eps), k, *(v or [self.variance]))
         return _scale(chain, k - 1, step.alpha_s, step.sigma_s) * (mean + variance.sqrt() * step.draw(x)), None
 
 
@@ -163,10 +147,10 @@ class AnnealedLangevin(Sampler):
         """t_max, then the times of the levels N to 1: a step starts and ends at the later of its two."""
         times = level_times(sde, self.levels)
         lowest, most = sde.log_snr_range[0], float(self.levels.log_snr(self.steps))
-        if most < lowest - _SLACK:
+        if most < lowest - SLACK:
             raise ValueError(
-                f"the largest of {self.levels} is more noise than {sde} has, sigma/alpha = {_noise(lowest):.3g} at "
-                "t_max; take smaller levels"
+                f"the largest of {self.levels} is more noise than {sde} has, sigma/alpha = {noise_ratio(lowest):.3g} "
+                "at t_max; take smaller levels"
             )
         return _walk(sde, times)
 

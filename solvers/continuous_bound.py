@@ -31,11 +31,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde import GaussianSDE, Noise, Prediction, ScoreModel
+from sde import Decoder, GaussianSDE, Noise, Prediction, ScoreModel
 from sde.base import expand, last_time, require_count
+from sde.bound_terms import pair_error, prior_divergence, reconstruction
 from solvers.base import counting
-from solvers.bound import Bound, pair_error, prior_divergence
-from solvers.decoder import Decoder
+from solvers.bound import Bound
 from solvers.importance import GaussianReference, LogSNRDensity, referred, times
 
 _FLOOR = 0.1
@@ -224,7 +224,7 @@ class _Draw:
         _, x_t, pair = self.predict(0)
         alpha, sigma = (expand(c[0], self.x0) for c in (self.plan.alpha, self.plan.sigma))
         centre = decoder.centre(x_t / alpha, pair.x0)
-        return -decoder.log_prob(self.x0, centre, sigma / alpha).to(self.x0).flatten(1).sum(1)
+        return reconstruction(decoder, self.x0, centre, sigma / alpha)
 
 
 def _losses(model: ScoreModel, x0: Tensor, sampling: _Sampling, noise: Noise, draw: int) -> tuple[Tensor, Tensor]:

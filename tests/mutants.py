@@ -40,6 +40,8 @@ DIVERGENCE = ("tests/solvers/test_divergence.py", "-k", "not 95_percent and not 
 MATCHED = ("tests/solvers/test_matched_prior.py", "-k", "moments and not exact or leading")
 LIKELIHOOD = ("tests/test_likelihood.py", "-k", "trace or variance or change_of_a_gaussian or divergence")
 BOUND = ("tests/solvers/test_continuous_bound.py", "-k", "ends and VP or wrong or integrated or toy")
+CHAIN = ("tests/models/test_chain_objectives.py", "-k", "not random_levels")
+VDM = ("tests/models/test_vdm.py", "-k", "definition or interior_follows or ends")
 
 WEIGHTED = ("tests/models/test_weighting.py",)
 TIMES = ("tests/models/test_time_sampling.py",)
@@ -1001,10 +1003,115 @@ MUTANTS = [
     ),
     Mutant(
         "bound weighed with half of the posterior",
-        "solvers/bound.py",
+        "sde/bound_terms.py",
         "excess - torch.log1p(excess)).to(x0))\n\n\ndef pair_error",
         "excess).to(x0))\n\n\ndef pair_error",
         ("tests/solvers/test_bound.py", "-k", "definition"),
+    ),
+    Mutant(
+        "transitions weighed at the wrong variance",
+        "sde/bound_terms.py",
+        "r = -v * gap",
+        "r = -(1 - v) * gap",
+        CHAIN,
+    ),
+    Mutant(
+        "transitions without the divergence of their variances",
+        "sde/bound_terms.py",
+        "return torch.exp(r), 0.5 * (torch.expm1(r) - r)",
+        "return torch.exp(r), 0.5 * torch.expm1(r)",
+        CHAIN,
+    ),
+    Mutant(
+        "hybrid whose bound moves the mean",
+        "models/chain_objectives.py",
+        "if self.detached else draw.pair",
+        "if False else draw.pair",
+        CHAIN,
+    ),
+    Mutant(
+        "bound with the first level as any other",
+        "models/chain_objectives.py",
+        "torch.where(draw.k == 1, last,",
+        "torch.where(draw.k == 0, last,",
+        CHAIN,
+    ),
+    Mutant(
+        "bound without the probability of its levels",
+        "models/chain_objectives.py",
+        "rate = 1 / (self.chain.steps * p).to(x0)",
+        "rate = torch.ones_like(p).to(x0)",
+        CHAIN,
+    ),
+    Mutant(
+        "bound without its prior",
+        "models/chain_objectives.py",
+        "        return self.prior(x0) / x0[0].numel()\n\n\nclass Hybrid",
+        "        return 0 * self.prior(x0) / x0[0].numel()\n\n\nclass Hybrid",
+        CHAIN,
+    ),
+    Mutant(
+        "levels drawn by the mean and not by its square",
+        "models/level_sampling.py",
+        ".square().mean(1).sqrt()",
+        ".mean(1)",
+        CHAIN,
+    ),
+    Mutant(
+        "levels off by one",
+        "models/level_sampling.py",
+        "return k + 1, p[k]",
+        "return k.clamp(min=1), p[k]",
+        CHAIN,
+    ),
+    Mutant(
+        "losses of a batch over each other",
+        "models/level_sampling.py",
+        "(self.seen[k - 1] + earlier) % self.history",
+        "self.seen[k - 1] % self.history",
+        CHAIN,
+    ),
+    Mutant(
+        "variance from the channels of the mean",
+        "models/learned_variance.py",
+        "output[:, -(output.shape[1] // self.outputs) :]",
+        "output[:, : output.shape[1] // self.outputs]",
+        CHAIN,
+    ),
+    Mutant(
+        "schedule that follows the loss between its ends",
+        "models/vdm.py",
+        "_scale_gradients(curve, 2 * loss.detach())",
+        "_scale_gradients(curve, torch.ones_like(loss))",
+        VDM,
+    ),
+    Mutant(
+        "schedule that does not know of the network",
+        "models/vdm.py",
+        "t + (log_snr - log_snr.detach()) / slope",
+        "t",
+        VDM,
+    ),
+    Mutant(
+        "schedule whose gradient counts twice in the network",
+        "models/vdm.py",
+        "with held(model.sde):",
+        "if True:",
+        VDM,
+    ),
+    Mutant(
+        "continuous objective without its prior",
+        "models/vdm.py",
+        "fixed = self._prior(sde, x0, last) + self._last",
+        "fixed = self._last",
+        VDM,
+    ),
+    Mutant(
+        "ends of a schedule that stay",
+        "sde/learned.py",
+        "self.log_snr_max + shifts[0], self.log_snr_min + shifts[1]",
+        "self.log_snr_max + shifts[0], self.log_snr_min + 0 * shifts[1]",
+        VDM,
     ),
     Mutant(
         "width of a bin left out of a bound",

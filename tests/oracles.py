@@ -85,6 +85,22 @@ def quick(sdes, *kinds):
 ROWS = ("noise", "data", "v", "velocity", "score")
 
 
+def train(objective, model, data, steps, rate=2e-3, batch=256):
+    """Adam with a warm-up and a cosine; the losses of the last 500 steps, ``(500, batch)``."""
+    optimizer, generator = torch.optim.Adam(model.parameters()), torch.Generator().manual_seed(0)
+    losses = []
+    for i in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (i + 1) / 100) * 0.5 * (1 + math.cos(math.pi * i / steps))
+        x0 = data[torch.randint(len(data), (batch,), generator=generator)]
+        optimizer.zero_grad()
+        loss = objective(model, x0, generator).value
+        loss.mean().backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses[-500:])
+
+
 def times(sde, n=1001, dtype=torch.float64):
     """Times from t_min to the last at which drift and diffusion are finite, denser towards t_min."""
     return (sde.t_min * (last_time(sde) / sde.t_min) ** torch.linspace(0, 1, n, dtype=torch.float64)).to(dtype)

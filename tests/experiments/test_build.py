@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from configurations import configuration
 from omegaconf import OmegaConf
 
@@ -49,6 +50,24 @@ def test_every_sde_and_parametrization_builds(sde, parametrization):
     model = build_model(configuration(f"sde={sde}", f"parametrization={parametrization}"), DIGITS)
     assert model.sde == build({"_target_": SDES[sde]}) or sde == "learned"
     assert f"sde.{type(model.sde).__name__}" == SDES[sde]
+
+
+@pytest.mark.parametrize("objective", choices("objective"))
+def test_every_objective_builds_and_gives_a_loss_where_it_fits(objective):
+    fits = {"ncsn": ["sde=ve"], "vdm": ["sde=learned", "sde.learn_ends=true"], "bound": ["sde=learned"]}
+    variance = "learned_variance" if objective in ("hybrid", "vlb") else "noise"
+    more = [*fits.get(objective, ["sde=vp"]), f"parametrization={variance}", "net=mlp", "net.width=8"]
+    config = configuration(f"objective={objective}", *more)
+    model = build_model(config, DIGITS)
+    losses = build_objective(config, model)(model, torch.zeros(3, *DIGITS["shape"]))
+    assert losses.value.shape == (3,) and bool(torch.isfinite(losses.value).all())
+    losses.value.mean().backward()
+
+
+def test_ends_that_learn_need_the_whole_bound():
+    config = configuration("sde=learned", "sde.learn_ends=true", "objective=bound", "parametrization=noise", "net=mlp")
+    with pytest.raises(ConfigError, match=r"the ends of the schedule learn.*objective=vdm"):
+        build_objective(config, build_model(config, DIGITS))
 
 
 @pytest.mark.parametrize("net", choices("net"))

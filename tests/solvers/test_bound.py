@@ -364,7 +364,12 @@ def test_bits_per_dim_need_a_discrete_decoder():
         (lambda m, x: elbo(m, x, CHAINS[0], reference=1.0), TypeError, "reference must be a GaussianReference, found"),
         (lambda m, x: elbo(m, x.long(), CHAINS[0]), TypeError, r"elbo: x0 must be of a floating-point type.*int64"),
         (lambda m, x: elbo(m, x, CHAINS[0], draws=0), ValueError, "elbo: draws must be a positive integer, found 0"),
-        (lambda m, x: elbo(m, x, CHAINS[0], variance="learned"), ValueError, "elbo: variance must be 'beta'"),
+        (lambda m, x: elbo(m, x, CHAINS[0], variance="best"), ValueError, "elbo: variance must be 'beta'"),
+        (
+            lambda m, x: elbo(m, x, CHAINS[0], variance="learned"),
+            TypeError,
+            "elbo: variance='learned' needs a model that predicts it, found GaussianMixture without: .*LearnedVariance",
+        ),
         (lambda m, x: elbo(m, x, NCSNLevels((1.0, 1e-5))), ValueError, "has less noise than VP.* at t_min"),
         (
             lambda m, x: elbo(m, x, CHAINS[0], DiscretizedGaussian(4)),

@@ -23,9 +23,9 @@ from sde import (
     linear_betas,
     sde_betas,
 )
+from sde.levels import level_times
 from solvers import DDIM, DDPM, AnnealedLangevin, EulerMaruyama, Langevin, PredictorCorrector
 from solvers.base import SamplingDiverged
-from solvers.chains import level_times
 
 FEW = AnnealedLangevin(NCSNLevels(geometric_sigmas(10.0, 0.01, 12)), steps_per_level=3, step_size=1e-5)
 SAMPLERS = [

@@ -13,6 +13,7 @@ equal odds for all levels: P(j | x_t) is proportional to q(x_t | x_0 = x_j), wha
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class Decoder(ABC):
     levels: int
     low: float = -1.0
     high: float = 1.0
+
+    needs_prediction: ClassVar[bool] = True
+    """Whether ``centre`` reads the predicted x_0."""
 
     def __post_init__(self):
         title = type(self).__name__
@@ -45,10 +49,15 @@ class Decoder(ABC):
         """x of the integer levels ``k``, of any shape; what ``log_prob`` takes."""
         return (self.low + (k.double() + 0.5) * self.width).to(dtype)
 
-    def index(self, x0: Tensor) -> Tensor:
-        """The levels of bin centres ``x0``, of any shape. Raises ``ValueError`` for what is no bin's centre."""
+    def index(self, x0: Tensor, check: bool = True) -> Tensor:
+        """The levels of bin centres ``x0``, of any shape. Raises ``ValueError`` for what is no bin's centre.
+
+        Without ``check``, for what was looked at before, no GPU has to wait.
+        """
         place = (x0.double() - self.low) / self.width - 0.5
         k = place.round()
+        if not check:
+            return k.long()
         wrong = ~((place - k).abs() < _TOLERANCE) | (k < 0) | (k > self.levels - 1)
         if bool(wrong.any()):
             ends = [float(self.centres(torch.tensor(k), torch.float64)) for k in (0, self.levels - 1)]
@@ -64,8 +73,11 @@ class Decoder(ABC):
         """Where the Gaussian is: of x_t / alpha and the predicted x_0, the one that the levels are told from."""
 
     @abstractmethod
-    def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Log-probability of each value's level, nats, of the shape of ``x0`` and in float64; ``std`` broadcasts."""
+    def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor, check: bool = True) -> Tensor:
+        """Log-probability of each value's level, nats, of the shape of ``x0`` and in float64; ``std`` broadcasts.
+
+        ``check`` as for ``index``.
+        """
 
 
 @dataclass(frozen=True)
@@ -75,11 +87,13 @@ class LevelPosterior(Decoder):
     Its tables hold ``levels`` numbers for each value.
     """
 
-    def centre(self, scaled: Tensor, x0_hat: Tensor) -> Tensor:
+    needs_prediction: ClassVar[bool] = False
+
+    def centre(self, scaled: Tensor, x0_hat: Tensor | None) -> Tensor:
         return scaled
 
-    def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        own = self.centres(self.index(x0), torch.float64)
+    def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor, check: bool = True) -> Tensor:
+        own = self.centres(self.index(x0, check), torch.float64)
         every = self.centres(torch.arange(self.levels, device=x0.device), torch.float64)
         mean, std = mean.double(), std.double()
         total = torch.logsumexp(-0.5 * ((mean[..., None] - every) / std[..., None]).square(), -1)
@@ -98,12 +112,12 @@ class DiscretizedGaussian(Decoder):
     def centre(self, scaled: Tensor, x0_hat: Tensor) -> Tensor:
         return x0_hat
 
-    def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    def log_prob(self, x0: Tensor, mean: Tensor, std: Tensor, check: bool = True) -> Tensor:
         """Log-probability of each value's level, nats, of the shape of ``x0`` and in float64; ``std`` broadcasts.
 
         Values and gradients are finite however far ``mean`` lies from ``x0``.
         """
-        k, mean, std = self.index(x0), mean.double(), std.double()
+        k, mean, std = self.index(x0, check), mean.double(), std.double()
         edge = self.low + k.double() * self.width  # of an integer tensor it would be in float32
         lower, upper = (edge - mean) / std, (edge + self.width - mean) / std
         inner = _log_mass(lower, upper)
