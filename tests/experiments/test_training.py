@@ -8,6 +8,7 @@ import torch
 from configurations import configuration
 
 from experiments import checkpoint, training
+from experiments.average import Average
 from experiments.build import ConfigError
 from experiments.data import mixture2d
 from experiments.problem import Problem, build_model
@@ -30,11 +31,11 @@ def trained(folder, problem, *overrides):
 def test_the_average_of_constant_weights_has_the_closed_form():
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)
-    average = training.Average(model, decay=0.9)
+    average = Average(model, decay=0.9)
     model.weight.data.fill_(1.0)
     decays = [min(0.9, (1 + n) / (10 + n)) for n in range(200)]
     for _ in decays:
-        average.update(model)
+        average.update()
     left = torch.tensor(decays, dtype=torch.float64).prod().item()
     assert average.state["weight"].item() == pytest.approx(1 - left, abs=1e-5)
     assert average.updates == 200
@@ -111,7 +112,7 @@ def test_a_checkpoint_can_not_name_what_to_run(tmp_path, problem, part):
 )
 def test_bad_settings_are_refused(setting, value):
     with pytest.raises(ConfigError, match=f"train.{setting} must"):
-        training.check(configuration(f"train.{setting}={value}").train)
+        training.check(configuration(f"train.{setting}={value}").train, CPU, (2,))
 
 
 def test_an_objective_that_is_none_is_refused():
@@ -127,7 +128,7 @@ def test_an_objective_that_is_none_is_refused():
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
     data = mixture2d(train=100, validation=10, test=10)
     data.train[3] = float("nan")
-    with pytest.raises(training.TrainingDiverged, match="before step 10"):
+    with pytest.raises(training.TrainingDiverged, match="in step 1;"):
         trained(tmp_path, Problem.of(data), "train.batch_size=100")
 
 
