@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.report import table
 from sde import DDPMChain, GaussianChain, ScoreModel, log_snr_betas
-from solvers import Bound, DiscretizedGaussian, GaussianReference, LogSNRDensity, continuous_elbo, elbo
+from solvers import Bound, Decoder, GaussianReference, LogSNRDensity, continuous_elbo, elbo
 
 CAPTION = (
     "ELBOs bound the density of the reverse SDE, the ODE's number is the density of its flow: for a learned score they "
@@ -71,7 +71,7 @@ def bounds_table(
     chains: Iterable[GaussianChain] = (),
     flow_log_prob: Tensor | None = None,
     flow_nfe: int | None = None,
-    decoder: DiscretizedGaussian | None = None,
+    decoder: Decoder | None = None,
     bin_width: float | None = None,
     points: int = 64,
     draws: int = 1,
@@ -91,6 +91,7 @@ def bounds_table(
     chain_steps: N of chains whose levels are evenly spaced in log-SNR over the process's own range, so that they differ
         from the continuous bound by their steps alone. chains: more chains, such as ``DDPMChain()``.
     bin_width: of uniformly dequantized data: in bits/dim; a ``decoder`` is too; nats otherwise.
+    decoder: of bin centres; chains need a ``DiscretizedGaussian``, the continuous bound takes any.
     points, draws, density: as for ``continuous_elbo``. variance: as for ``elbo``; a chain draws each level once.
     """
     _check(x0, flow, flow_log_prob, decoder, bin_width)

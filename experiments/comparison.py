@@ -1,5 +1,6 @@
 """Samplers side by side: one model, the same noise, and real data as the yardstick."""
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Comparison:
 
 
 def build_solvers(config: DictConfig) -> dict[str, Solver]:
-    """The solvers that ``compare.names`` lists, by name, and ``solver=`` among them."""
+    """The solvers that ``compare.names`` lists, by name, and ``solver=``: by that of its class where it is another."""
     known = config.compare.solvers
     for name in config.compare.names:
         if name not in known:
@@ -52,7 +53,8 @@ def build_solvers(config: DictConfig) -> dict[str, Solver]:
     solvers = {name: build(known[name], where=f"compare.solvers.{name}") for name in config.compare.names}
     chosen = build(config.solver, where="solver")
     if chosen not in solvers.values():
-        solvers["solver"] = chosen
+        own = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(chosen).__name__).lower()
+        solvers["solver" if own in solvers else own] = chosen
     for name, solver in solvers.items():
         if not isinstance(solver, Solver):
             raise ConfigError(f"compare.solvers.{name} must be a Solver, found {type(solver).__name__}")

@@ -24,8 +24,8 @@ from experiments.resume import Partial, digest, source_of
 from experiments.run import Run, replacing
 from experiments.session import Session, load_model
 from models import GaussianMixture
-from sde import GaussianSDE, ScoreModel
-from solvers import DiscretizedGaussian, Divergence, ProbabilityFlow, log_likelihood
+from sde import GaussianChain, GaussianSDE, ScoreModel
+from solvers import Divergence, ProbabilityFlow, log_likelihood
 from solvers.integration import integration
 
 SPLITS = ("train", "validation", "test")
@@ -84,8 +84,24 @@ def check_settings(settings: DictConfig) -> None:
         found = f"batch_size={settings.batch_size}, samples={settings.samples}, ode_subset={settings.ode_subset}"
         expected = "batch_size >= 1, ode_subset >= 0, and samples >= 2 or null for all"
         raise ConfigError(f"likelihood needs {expected}; found {found}")
+    build_chain(settings)
     if not isinstance(build(settings.divergence, where="likelihood.divergence"), Divergence):
         raise ConfigError(f"likelihood.divergence must be a Divergence, found {settings.divergence._target_}")
+
+
+def build_chain(settings: DictConfig) -> GaussianChain | None:
+    """The chain of ``likelihood.chain``, whose bound is reported too."""
+    if settings.chain is None:
+        return None
+    chain = build(settings.chain, where="likelihood.chain", allowed=("sde.",))
+    if not isinstance(chain, GaussianChain):
+        raise ConfigError(f"likelihood.chain must be a GaussianChain, found {settings.chain._target_}")
+    if settings.decoder is not None and settings.decoder._target_ != "solvers.DiscretizedGaussian":
+        raise ConfigError(
+            f"likelihood.decoder={settings.decoder._target_} is for the continuous bound; for likelihood.chain leave "
+            "it at null, a DiscretizedGaussian"
+        )
+    return chain
 
 
 def check_likelihood(session: Session, sde: GaussianSDE) -> None:
@@ -158,7 +174,7 @@ def evaluate_likelihood(session: Session, model: ScoreModel, resumable: bool = F
     beside = {name: asdict(b) for name, b in (baselines or {}).items()}
     run.note(likelihood=found.summary() | {"split": settings.split}, baselines=beside, exact=exact)
     session.say(report.likelihood(found, settings.split, baselines, exact))
-    if settings.bounds is not None:
+    if settings.bounds is not None or settings.chain is not None:
         bounds = bounds_of(session, model, estimator, values, found)
         run.note(bounds=[asdict(row) for row in bounds.rows])
         session.say(bounds.text())
@@ -171,24 +187,27 @@ def evaluate_likelihood(session: Session, model: ScoreModel, resumable: bool = F
 
 
 def bounds_of(session: Session, model: ScoreModel, estimator: Estimator, values: Tensor, found: Audit) -> Bounds:
-    """The continuous bound and those of chains of ``likelihood.bounds`` steps, beside the flow's number.
+    """The continuous bound, those of chains of ``likelihood.bounds`` steps and ``likelihood.chain``, beside the flow's.
 
     For the same draw of dequantized data; for models of bin centres, of the centres, by a discretized Gaussian.
     """
     settings, bins, done = session.config.likelihood, estimator.dequantizer, found.examples
+    chain = build_chain(settings)
     options: dict[str, Any] = {"seed": session.config.seed, "batch_size": settings.batch_size}
+    options |= {"chains": [chain] if chain else [], "variance": settings.variance}
     if bins is None:
         x0, options["flow_log_prob"] = values, done.log_prob
     elif bins.trained_on == "centres":
         x0, options["flow"] = bins.centres(values), (found.value, found.stderr)
-        options["decoder"] = DiscretizedGaussian(bins.levels, bins.low, bins.high)
+        decoder = settings.decoder or {"_target_": "solvers.DiscretizedGaussian", "_partial_": True}
+        options["decoder"] = build(decoder, where="likelihood.decoder")(bins.levels, bins.low, bins.high)
     else:
         x0, options["bin_width"] = bins.draw(values, session.config.seed).x, bins.bin_width
         if estimator.draws == 1:
             options["flow_log_prob"] = done.log_prob - done.dequantization
         else:
             options["flow"] = (found.value, found.stderr)
-    return bounds_table(model, x0.to(session.device), chain_steps=tuple(settings.bounds), **options)
+    return bounds_table(model, x0.to(session.device), chain_steps=tuple(settings.bounds or ()), **options)
 
 
 def keeper_of(session: Session) -> Partial:

@@ -47,6 +47,9 @@ class LikelihoodSettings:
     t_min: Any = None
     ode_subset: int = 32
     bounds: list[int] | None = None
+    chain: Any = None
+    variance: Any = "beta"
+    decoder: Any = None
     baselines: bool = True
 
 

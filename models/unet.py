@@ -1,65 +1,24 @@
-"""A U-Net for signals and images (Ronneberger et al., 2015) in the form of Ho et al., 2020, and Song et al., 2021."""
+"""A U-Net for signals and images (Ronneberger et al., 2015): DDPM++, NCSN++ (Song et al., 2021, app. H), and kin.
+
+From the finest resolution to the coarsest and back, every output on the way down is kept and joined to the input of its
+mirror image on the way up. Each resolution has ``blocks`` residual blocks down and one more up, each followed by
+attention on the way down where the resolution attends, the last alone on the way up; in the middle are a residual
+block, attention and a residual block. Of ``UNet``'s arguments
+
+    DDPM++   resample="residual", skip_rescale=True, modulation="shift", embedding_features=channels,
+    NCSN++   the same with fir=True, progressive_input=True, embedding="fourier", embedding_features=2 * channels,
+    VDM      multipliers=(1,), attention=(False,), fourier=(7, 8): flat, attention in the middle alone.
+"""
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embedding import Conditioning, zero_
-
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d}
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, channels), channels)
-
-
-class _Residual(nn.Module):
-    """norm, SiLU, convolution, scale and shift by the noise level, SiLU, convolution; plus the input."""
-
-    def __init__(self, conv, channels: int, out: int, embedding: int, dropout: float):
-        super().__init__()
-        self.norm1, self.conv1 = _norm(channels), conv(channels, out, 3, padding=1)
-        self.label = nn.Linear(embedding, 2 * out)
-        self.norm2, self.conv2 = _norm(out), zero_(conv(out, out, 3, padding=1))
-        self.dropout = nn.Dropout(dropout)
-        self.skip = nn.Identity() if channels == out else conv(channels, out, 1)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        label = self.label(embedding)
-        scale, shift = label.reshape(*label.shape, *(1,) * (x.dim() - 2)).chunk(2, dim=1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.norm2(h) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
-
-
-class _Attention(nn.Module):
-    """Self-attention over positions; plus the input."""
-
-    def __init__(self, conv, channels: int, heads: int):
-        super().__init__()
-        self.heads, self.norm = heads, _norm(channels)
-        self.qkv, self.out = conv(channels, 3 * channels, 1), zero_(conv(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels = x.shape[:2]
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
-        return x + self.out(h)
-
-
-class _Stage(nn.Module):
-    """A residual block, then attention where it is asked for."""
-
-    def __init__(self, conv, channels: int, out: int, embedding: int, dropout: float, heads: int):
-        super().__init__()
-        self.residual = _Residual(conv, channels, out, embedding, dropout)
-        self.attention = _Attention(conv, out, heads) if heads else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.residual(x, embedding))
+from models.unet_blocks import CHANGES, MODULATIONS, Inject, Keep, Plain, Stage, Style, conv, norm
 
 
 class UNet(nn.Module):
@@ -71,10 +30,17 @@ class UNet(nn.Module):
     outputs: numbers given for each value of the data (see ``Parametrization.outputs``).
     channels, multipliers: width of the first resolution, and the factor at each.
     blocks: residual blocks at each resolution on the way down (one more on the way up).
-    attention: for each resolution, whether its blocks attend over all positions; the middle always does.
+    attention: for each resolution, whether it attends over all positions; the middle always does.
     heads: attention heads. dropout: probability inside the residual blocks.
-    fourier: number of octaves of sin and cos of the input given beside it, at 2 pi, 4 pi, ... over its unit range
+    fourier: sin and cos of 2^n pi times the input, given beside it, n = 1 .. ``fourier`` or the exponents listed
         (Kingma et al., "Variational diffusion models", 2021, section 5.1): fine detail for likelihoods; 0 for none.
+    resample: "conv", a convolution of stride 2 and repetition with a convolution, or "residual", residual blocks that
+        resample both of their branches by means and repetition.
+    fir: resample those through the filter (1, 3, 3, 1) (``models.resampling``).
+    progressive_input: add the input, halved and convolved again and again, to each resolution ("residual" in NCSN++).
+    skip_rescale: divide the sum of two branches by sqrt 2.
+    modulation: how the embedding enters a block: "scale_shift" after its second norm, or "shift" before it.
+    embedding, embedding_features, classes: of ``models.embedding.Conditioning``; 2 * ``channels`` features by default.
     """
 
     def __init__(
@@ -82,72 +48,142 @@ class UNet(nn.Module):
         shape: tuple[int, ...],
         outputs: int = 1,
         channels: int = 32,
-        multipliers: tuple[int, ...] = (1, 2),
+        multipliers: Sequence[int] = (1, 2),
         blocks: int = 1,
-        attention: tuple[bool, ...] = (False, True),
+        attention: Sequence[bool] = (False, True),
         heads: int = 1,
         dropout: float = 0.0,
-        fourier: int = 0,
+        fourier: int | Sequence[float] = 0,
+        resample: str = "conv",
+        fir: bool = False,
+        progressive_input: bool = False,
+        skip_rescale: bool = False,
+        modulation: str = "scale_shift",
+        embedding: str = "sinusoidal",
+        embedding_features: int | None = None,
+        classes: int = 0,
     ):
         super().__init__()
-        shape, widths = tuple(shape), [channels * m for m in multipliers]
-        self._check(shape, widths, attention, heads)
-        conv, embedding = _CONV[len(shape) - 1], 4 * channels
-        self.out_shape, self.octaves = (outputs * shape[0], *shape[1:]), fourier
-        self.embed = nn.Sequential(Conditioning(2 * channels, embedding), nn.SiLU())
+        _check_numbers(shape, outputs, channels, multipliers, blocks, heads, dropout)
+        _check_layout(shape, [channels * m for m in multipliers], attention, heads)
+        _check_choices(resample, modulation, fir)
+        self.exponents = _exponents(fourier)
+        self.out_shape = (outputs * shape[0], *shape[1:])
+        features = 2 * channels if embedding_features is None else embedding_features
+        self.embed = Conditioning(features, 4 * channels, embedding, classes)
+        style = Style(len(shape) - 1, modulation, skip_rescale, dropout, heads, fir)
+        down, up = CHANGES[resample]
+        levels = [(channels * m, attend) for m, attend in zip(multipliers, attention, strict=True)]
+        first = conv(style.rank, shape[0] * (1 + 2 * len(self.exponents)), channels)
+        last = zero_(conv(style.rank, channels * multipliers[0], self.out_shape[0]))
+        self._build_down(style, first, levels, blocks, down)
+        self._build_pyramid(style, shape[0], levels, progressive_input)
+        self.middle = nn.ModuleList(Stage(style, levels[-1][0], levels[-1][0], attend) for attend in (True, False))
+        self._build_up(style, last, levels, blocks, up)
+        self.features = [layer.features for layer in self._layers()]
+        self.project = nn.Linear(4 * channels, sum(self.features))
 
-        def stage(inputs: int, level: int, attend: bool) -> _Stage:
-            return _Stage(conv, inputs, widths[level], embedding, dropout, heads if attend else 0)
+    def _build_down(self, style: Style, first: nn.Module, levels: list[tuple[int, bool]], blocks: int, down) -> None:
+        width, self.enter, self.down = first.out_channels, nn.ModuleList(), nn.ModuleList()
+        for level, (out, attend) in enumerate(levels):
+            self.enter.append(down(style, width) if level else Plain(first))
+            inputs = (width, *[out] * (blocks - 1))
+            self.down.append(nn.ModuleList(Stage(style, one, out, attend) for one in inputs))
+            width = out
 
-        self.first = conv(shape[0] * (1 + 2 * fourier), channels, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips, width = [channels], channels
-        for level, attend in enumerate(attention):
-            if level:
-                self.down.append(conv(width, width, 3, stride=2, padding=1))
-                skips.append(width)
-            for _ in range(blocks):
-                self.down.append(stage(width, level, attend))
-                width = widths[level]
-                skips.append(width)
-        self.middle = nn.ModuleList((stage(width, -1, True), stage(width, -1, False)))
-        for level in reversed(range(len(widths))):
-            for _ in range(blocks + 1):
-                self.up.append(stage(width + skips.pop(), level, attention[level]))
-                width = widths[level]
-            if level:
-                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), conv(width, width, 3, padding=1)))
-        self.last = nn.Sequential(_norm(width), nn.SiLU(), zero_(conv(width, self.out_shape[0], 3, padding=1)))
+    def _build_pyramid(self, style: Style, inputs: int, levels: list[tuple[int, bool]], progressive: bool) -> None:
+        """At the first resolution it is the input alone; at each later one it has the width that enters there."""
+        self.inject = nn.ModuleList((Keep(),))
+        for width, _ in levels[:-1]:
+            self.inject.append(Inject(style, inputs, width) if progressive else Keep())
+            inputs = width
 
-    @staticmethod
-    def _check(shape, widths, attention, heads):
-        if len(shape) - 1 not in _CONV:
-            raise ValueError(f"UNet takes samples of shape (C, L) or (C, H, W), found {shape}; for flat data use MLP")
-        if len(attention) != len(widths):
-            raise ValueError(f"UNet: attention needs {len(widths)} entries, one per multiplier, found {len(attention)}")
-        stride = 2 ** (len(widths) - 1)
-        if any(size % stride for size in shape[1:]):
-            raise ValueError(
-                f"UNet: with {len(widths)} multipliers the sizes {shape[1:]} must be divisible by {stride}; "
-                "use fewer multipliers or pad the data"
+    def _build_up(self, style: Style, last: nn.Module, levels: list[tuple[int, bool]], blocks: int, up) -> None:
+        first = self.enter[0].layers[0].out_channels
+        entering = (first, *(width for width, _ in levels))
+        width, self.up, self.leave = levels[-1][0], nn.ModuleList(), nn.ModuleList()
+        for level, (out, attend) in reversed(list(enumerate(levels))):
+            kept = (*[out] * blocks, entering[level])
+            inputs = (width + kept[0], *(out + one for one in kept[1:]))
+            self.up.append(
+                nn.ModuleList(Stage(style, one, out, attend and i == blocks) for i, one in enumerate(inputs))
             )
-        if any(width % heads for width in widths):
-            raise ValueError(f"UNet: the widths {widths} must be divisible by heads={heads}")
+            self.leave.append(up(style, out) if level else Plain(norm(out), nn.SiLU(), last))
+            width = out
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """``x`` of shape ``(B, C, ...)``, ``label`` of shape ``(B,)``; returns ``(B, outputs * C, ...)``."""
-        embedding = self.embed(label)
-        h = self.first(self._with_octaves(x))
-        skips = [h]
-        for layer in self.down:
-            h = layer(h, embedding) if isinstance(layer, _Stage) else layer(h)
-            skips.append(h)
-        for layer in self.middle:
-            h = layer(h, embedding)
-        for layer in self.up:
-            h = layer(torch.cat((h, skips.pop()), dim=1), embedding) if isinstance(layer, _Stage) else layer(h)
-        return self.last(h)
+    def _layers(self) -> Iterator[nn.Module]:
+        """All that take a share of the projected embedding, in the order of the forward pass."""
+        for enter, stages in zip(self.enter, self.down, strict=True):
+            yield from (enter, *stages)
+        yield from self.middle
+        for stages, leave in zip(self.up, self.leave, strict=True):
+            yield from (*stages, leave)
+
+    def forward(self, x: Tensor, label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """``x`` of shape ``(B, C, ...)``, ``label`` of shape ``(B,)``; returns ``(B, outputs * C, ...)``.
+
+        ``class_label``: integers in 0 .. ``classes``, ``(B,)``; None stands for ``classes``, no class.
+        """
+        shares = iter(self.project(F.silu(self.embed(label, class_label))).split(self.features, dim=1))
+        h, pyramid, kept = self._with_octaves(x), x, []
+        for enter, inject, stages in zip(self.enter, self.inject, self.down, strict=True):
+            h, pyramid = inject(enter(h, next(shares)), pyramid)
+            kept.append(h)
+            for stage in stages:
+                h = stage(h, next(shares))
+                kept.append(h)
+        for stage in self.middle:
+            h = stage(h, next(shares))
+        for stages, leave in zip(self.up, self.leave, strict=True):
+            for stage in stages:
+                h = stage(torch.cat((h, kept.pop()), dim=1), next(shares))
+            h = leave(h, next(shares))
+        return h
 
     def _with_octaves(self, x: Tensor) -> Tensor:
-        angles = [x * (math.pi * 2.0**octave) for octave in range(1, self.octaves + 1)]
+        angles = [x * (math.pi * 2.0**n) for n in self.exponents]
         return torch.cat([x, *(a.sin() for a in angles), *(a.cos() for a in angles)], dim=1) if angles else x
+
+
+def _exponents(fourier: int | Sequence[float]) -> tuple[float, ...]:
+    if isinstance(fourier, int):
+        if fourier < 0:
+            raise ValueError(f"UNet: fourier must be a number of octaves or a list of exponents, found {fourier}")
+        return tuple(range(1, fourier + 1))
+    return tuple(fourier)
+
+
+def _check_numbers(shape, outputs, channels, multipliers, blocks, heads, dropout) -> None:
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"UNet takes samples of shape (C, L) or (C, H, W), found {tuple(shape)}; for flat data use MLP"
+        )
+    sizes = {"shape": shape, "multipliers": multipliers, "outputs": (outputs,), "channels": (channels,)}
+    for name, values in (sizes | {"blocks": (blocks,), "heads": (heads,)}).items():
+        if not values or any(value != int(value) or value < 1 for value in values):
+            raise ValueError(
+                f"UNet: {name} must be positive whole numbers, found {', '.join(map(str, values)) or 'none'}"
+            )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"UNet: dropout must be a probability in [0, 1), found {dropout}")
+
+
+def _check_layout(shape, widths, attention, heads) -> None:
+    if len(attention) != len(widths):
+        raise ValueError(f"UNet: attention needs {len(widths)} entries, one per multiplier, found {len(attention)}")
+    stride = 2 ** (len(widths) - 1)
+    if any(size % stride for size in shape[1:]):
+        raise ValueError(
+            f"UNet: with {len(widths)} multipliers the sizes {tuple(shape[1:])} must be divisible by {stride}; "
+            "use fewer multipliers or pad the data"
+        )
+    if any(width % heads for width in widths):
+        raise ValueError(f"UNet: the widths {widths} must be divisible by heads={heads}")
+
+
+def _check_choices(resample: str, modulation: str, fir: bool) -> None:
+    for name, value, known in (("resample", resample, CHANGES), ("modulation", modulation, MODULATIONS)):
+        if value not in known:
+            raise ValueError(f"UNet: {name} must be one of {', '.join(known)}, found {value!r}")
+    if fir and resample != "residual":
+        raise ValueError(f'UNet: fir=True needs resample="residual", blocks that resample; found resample={resample!r}')

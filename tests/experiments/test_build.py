@@ -11,6 +11,7 @@ import conf
 from experiments.build import ConfigError, build
 from experiments.comparison import budgeted, build_solvers
 from experiments.problem import build_model
+from experiments.training import build_objective
 from solvers import Solver
 
 ROOT = Path(conf.__file__).parent
@@ -86,14 +87,22 @@ def test_every_task_is_a_function(task):
 def test_every_experiment_composes(experiment):
     config = configuration(f"experiment={experiment}")
     assert build_solvers(config)
-    convention = {"digits": DIGITS, "mixture2d": CONVENTIONS["mlp"], "mnist": CONVENTIONS["unet_mnist"]}[experiment]
-    assert build_model(config, convention)
+    conventions = {"digits": DIGITS, "mixture2d": CONVENTIONS["mlp"], "mnist": CONVENTIONS["unet_mnist"]}
+    convention = conventions[config.data._target_.removeprefix("experiments.data.")]
+    model = build_model(
+        config, convention | {"dequantization": config.dequantization if convention["levels"] else None}
+    )
+    assert build_objective(config, model)
 
 
 def test_the_chosen_solver_is_compared_too():
-    names = build_solvers(configuration("solver=ddim", "solver.eta=0.5")).keys()
-    assert "solver" in names
+    """By the name of its class, or where another has that, as the solver; not twice."""
+    assert "solver" in build_solvers(configuration("solver=ddim", "solver.eta=0.5"))
     assert "solver" not in build_solvers(configuration("solver=ddim"))
+    alone = build_solvers(
+        configuration("solver=predictor_corrector", "solver.predictor.steps=9", "compare.names=[ddim]")
+    )
+    assert list(alone) == ["ddim", "predictor_corrector"] and alone["predictor_corrector"].steps == 9
 
 
 @pytest.mark.parametrize(

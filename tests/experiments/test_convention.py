@@ -12,7 +12,7 @@ from experiments.centres import DiscreteDecoder, TruncatedNormal
 from experiments.data import digits, mixture2d
 from experiments.dequantization import Uniform
 from experiments.dequantizers import check_convention, of_convention
-from experiments.likelihood_tasks import likelihood
+from experiments.likelihood_tasks import check_settings, likelihood
 from experiments.problem import Problem, build_model, load_problem
 from experiments.run import Run
 from experiments.session import Session, load_model
@@ -141,14 +141,36 @@ def test_the_level_head_is_of_uniform_bins(tmp_path):
     assert build_model(configuration("net=mlp"), Problem.of(digits()).convention())
 
 
-@pytest.mark.parametrize("name", [None, "truncated_normal", "discrete_decoder"])
-def test_a_model_of_centres_is_evaluated_by_the_dequantizers_for_it(tmp_path, trained, name):
+CHAIN = "+likelihood.chain={_target_: sde.DDPMChain, betas: {_target_: sde.linear_betas, steps: 25}}"
+POSTERIOR = "+likelihood.decoder={_target_: solvers.LevelPosterior, _partial_: true}"
+BOUNDS = {
+    None: (["likelihood.bounds=[5]"], ["continuous ELBO", "discrete ELBO, N=5"]),
+    "truncated_normal": ([CHAIN], ["continuous ELBO", "discrete ELBO, DDPMChain(25 betas, 0.004 to 0.8)"]),
+    "discrete_decoder": ([POSTERIOR, "likelihood.bounds=[]"], ["continuous ELBO"]),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_model_of_centres_is_evaluated_by_the_dequantizers_and_bounds_for_it(tmp_path, trained, name):
     options = [f"dequantizer@likelihood.dequantizer={name}"] if name else []
     settings = ("dequantization=centres", "likelihood.samples=6", "likelihood.ode_subset=0", "likelihood.steps=20")
     settings += ("likelihood.split=validation",)  # without the baselines, which take their time
-    config = configuration(*SMALL, *settings, "likelihood.bounds=[5]", f"checkpoint={trained['centres']}", *options)
+    bounds, rows = BOUNDS[name]
+    config = configuration(*SMALL, *settings, *bounds, f"checkpoint={trained['centres']}", *options)
     likelihood(config, Run(tmp_path, "likelihood"))
     found = json.loads((tmp_path / "summary.json").read_text())
     kind = "DiscreteDecoder" if name == "discrete_decoder" else "TruncatedNormal"
     assert found["likelihood"]["protocol"]["dequantization"].startswith(kind)
-    assert [row["name"] for row in found["bounds"]][:2] == ["ODE, density of the flow", "continuous ELBO"]
+    assert [row["name"] for row in found["bounds"]] == ["ODE, density of the flow", *rows]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([CHAIN, POSTERIOR], r"decoder=solvers.LevelPosterior is for the continuous bound; for likelihood.chain leave"),
+        (["+likelihood.chain={_target_: sde.VP}"], r"likelihood.chain must be a GaussianChain, found sde.VP"),
+    ],
+)
+def test_bounds_that_can_not_be_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        check_settings(configuration(*SMALL, *options).likelihood)

@@ -1,0 +1,210 @@
+"""The parts of a U-Net: residual blocks that may resample, self-attention, and changes of resolution.
+
+Every layer is called alike, ``layer(h, modulation)``, where ``modulation`` is the layer's own share, ``(B, features)``,
+of one projection of the embedding for the whole network; a layer that the noise level does not reach has 0 features.
+With ``skip_rescale`` the sum of two branches is divided by sqrt 2, which keeps its variance (Song et al., 2021, H).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.embedding import zero_
+from models.resampling import RESAMPLE, Blur
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d}
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Groups of 4 channels, at most 32 groups, as score_sde has them."""
+    return nn.GroupNorm(math.gcd(max(1, min(channels // 4, 32)), channels), channels, eps=1e-6)
+
+
+def conv(rank: int, inputs: int, outputs: int, size: int = 3, **options) -> nn.Module:
+    """A convolution that keeps sizes and variances: uniform weights of variance 2 / (fan in + fan out), no bias yet."""
+    layer = CONV[rank](inputs, outputs, size, **{"padding": size // 2} | options)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Shift(nn.Module):
+    """norm(h + shift): DDPM's, of score_sde's DDPM++ and NCSN++."""
+
+    features = 1
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = norm(channels)
+
+    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
+        return self.norm(h + _spread(modulation, h))
+
+
+class ScaleShift(nn.Module):
+    """norm(h) (1 + scale) + shift (Dhariwal and Nichol, 2021)."""
+
+    features = 2
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = norm(channels)
+
+    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = _spread(modulation, h).chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm(h), 1 + scale)
+
+
+MODULATIONS = {"shift": Shift, "scale_shift": ScaleShift}
+"""How the embedding enters a residual block."""
+
+
+def _spread(modulation: Tensor, h: Tensor) -> Tensor:
+    return modulation.reshape(*modulation.shape, *(1,) * (h.dim() - 2))
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the layers of one network have in common; ``rank`` is the number of axes of a signal."""
+
+    rank: int
+    modulation: str = "scale_shift"
+    skip_rescale: bool = False
+    dropout: float = 0.0
+    heads: int = 1
+    fir: bool = False
+
+    @property
+    def gain(self) -> float:
+        """Of the sum of two branches."""
+        return math.sqrt(0.5) if self.skip_rescale else 1.0
+
+
+def add(x: Tensor, branch: Tensor, gain: float) -> Tensor:
+    """The sum of two branches."""
+    return x + branch if gain == 1 else (x + branch).mul_(gain)
+
+
+class Residual(nn.Module):
+    """norm, SiLU, convolution, modulated norm, SiLU, convolution; plus the input.
+
+    With ``resample`` the activations and the input are both resampled (BigGAN's blocks, Brock et al., 2019), and the
+    input has its own 1 x 1 convolution, as where the number of channels changes.
+    """
+
+    def __init__(self, style: Style, inputs: int, outputs: int, resample=None):
+        super().__init__()
+        rank, modulated = style.rank, MODULATIONS[style.modulation]
+        self.features, self.gain = modulated.features * outputs, style.gain
+        self.norm1, self.conv1 = norm(inputs), conv(rank, inputs, outputs)
+        self.norm2, self.conv2 = modulated(outputs), zero_(conv(rank, outputs, outputs))
+        self.dropout = nn.Dropout(style.dropout)
+        self.resample = resample(inputs, rank) if resample else nn.Identity()
+        same = inputs == outputs and resample is None
+        self.skip = nn.Identity() if same else conv(rank, inputs, outputs, 1)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h, modulation))))
+        return add(self.skip(self.resample(x)), h, self.gain)
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions; plus the input."""
+
+    def __init__(self, style: Style, channels: int):
+        super().__init__()
+        self.heads, self.gain, self.norm = style.heads, style.gain, norm(channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), zero_(nn.Linear(channels, channels))
+        for weight in self.qkv.weight.data.chunk(3):
+            nn.init.xavier_uniform_(weight)
+        nn.init.zeros_(self.qkv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, positions, C): a view of what is stored channels last.
+        tokens = self.norm(x).flatten(2).mT
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        return add(x, h.mT.unflatten(2, x.shape[2:]), self.gain)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt c) v of ``(B, heads, positions, c)``."""
+    if torch.is_grad_enabled():
+        # The fused kernels can not be differentiated twice.
+        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Stage(nn.Module):
+    """A residual block, then attention where it is asked for."""
+
+    def __init__(self, style: Style, inputs: int, outputs: int, attention: bool):
+        super().__init__()
+        self.residual = Residual(style, inputs, outputs)
+        self.attention = Attention(style, outputs) if attention else nn.Identity()
+        self.features = self.residual.features
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        return self.attention(self.residual(x, modulation))
+
+
+class Plain(nn.Module):
+    """Layers that know nothing of the noise level."""
+
+    features = 0
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def conv_down(style: Style, channels: int) -> Plain:
+    """A convolution of stride 2."""
+    return Plain(conv(style.rank, channels, channels, stride=2))
+
+
+def conv_up(style: Style, channels: int) -> Plain:
+    """Repetition, then a convolution."""
+    return Plain(RESAMPLE[False][1](channels, style.rank), conv(style.rank, channels, channels))
+
+
+def residual_down(style: Style, channels: int) -> Residual:
+    """A residual block at half the resolution."""
+    return Residual(style, channels, channels, RESAMPLE[style.fir][0])
+
+
+def residual_up(style: Style, channels: int) -> Residual:
+    """A residual block at twice the resolution."""
+    return Residual(style, channels, channels, RESAMPLE[style.fir][1])
+
+
+CHANGES = {"conv": (conv_down, conv_up), "residual": (residual_down, residual_up)}
+"""Ways to halve and double the resolution between stages."""
+
+
+class Keep(nn.Module):
+    """No pyramid of the input: what it would be goes on as it is."""
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        return h, pyramid
+
+
+class Inject(nn.Module):
+    """NCSN++'s residual pyramid: the last sum at half its resolution is added to ``h``, and the sum goes on."""
+
+    def __init__(self, style: Style, inputs: int, outputs: int):
+        super().__init__()
+        blur = Blur(inputs, style.rank) if style.fir else nn.Identity()
+        strided = conv(style.rank, inputs, outputs, stride=2, padding=0 if style.fir else 1)
+        self.down, self.gain = nn.Sequential(blur, strided), style.gain
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        h = add(h, self.down(pyramid), self.gain)
+        return h, h
