@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embedding import Conditioning, zero_
-from models.unet_blocks import CHANGES, MODULATIONS, Inject, Keep, Plain, Stage, Style, conv, norm
+from models.unet_blocks import CHANGES, MODULATIONS, Inject, Keep, Norm, Plain, Stage, Style, conv
 
 
 class UNet(nn.Module):
@@ -74,12 +74,11 @@ class UNet(nn.Module):
         style = Style(len(shape) - 1, modulation, skip_rescale, dropout, heads, fir)
         down, up = CHANGES[resample]
         levels = [(channels * m, attend) for m, attend in zip(multipliers, attention, strict=True)]
-        first = conv(style.rank, shape[0] * (1 + 2 * len(self.exponents)), channels)
-        last = zero_(conv(style.rank, channels * multipliers[0], self.out_shape[0]))
+        first = conv(style, shape[0] * (1 + 2 * len(self.exponents)), channels)
         self._build_down(style, first, levels, blocks, down)
         self._build_pyramid(style, shape[0], levels, progressive_input)
         self.middle = nn.ModuleList(Stage(style, levels[-1][0], levels[-1][0], attend) for attend in (True, False))
-        self._build_up(style, last, levels, blocks, up)
+        self._build_up(style, levels, blocks, up)
         self.features = [layer.features for layer in self._layers()]
         self.project = nn.Linear(4 * channels, sum(self.features))
 
@@ -98,9 +97,9 @@ class UNet(nn.Module):
             self.inject.append(Inject(style, inputs, width) if progressive else Keep())
             inputs = width
 
-    def _build_up(self, style: Style, last: nn.Module, levels: list[tuple[int, bool]], blocks: int, up) -> None:
-        first = self.enter[0].layers[0].out_channels
-        entering = (first, *(width for width, _ in levels))
+    def _build_up(self, style: Style, levels: list[tuple[int, bool]], blocks: int, up) -> None:
+        entering = (self.enter[0].layers[0].out_channels, *(width for width, _ in levels))
+        last = zero_(conv(style, levels[0][0], self.out_shape[0]))
         width, self.up, self.leave = levels[-1][0], nn.ModuleList(), nn.ModuleList()
         for level, (out, attend) in reversed(list(enumerate(levels))):
             kept = (*[out] * blocks, entering[level])
@@ -108,7 +107,7 @@ class UNet(nn.Module):
             self.up.append(
                 nn.ModuleList(Stage(style, one, out, attend and i == blocks) for i, one in enumerate(inputs))
             )
-            self.leave.append(up(style, out) if level else Plain(norm(out), nn.SiLU(), last))
+            self.leave.append(up(style, out) if level else Plain(Norm(out), nn.SiLU(), last))
             width = out
 
     def _layers(self) -> Iterator[nn.Module]:

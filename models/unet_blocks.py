@@ -18,52 +18,33 @@ from models.resampling import RESAMPLE, Blur
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """Groups of 4 channels, at most 32 groups, as score_sde has them."""
-    return nn.GroupNorm(math.gcd(max(1, min(channels // 4, 32)), channels), channels, eps=1e-6)
+class Norm(nn.GroupNorm):
+    """Groups of 4 channels, at most 32 groups, as score_sde has them. What is stored channels last stays so.
 
-
-def conv(rank: int, inputs: int, outputs: int, size: int = 3, **options) -> nn.Module:
-    """A convolution that keeps sizes and variances: uniform weights of variance 2 / (fan in + fan out), no bias yet."""
-    layer = CONV[rank](inputs, outputs, size, **{"padding": size // 2} | options)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class Shift(nn.Module):
-    """norm(h + shift): DDPM's, of score_sde's DDPM++ and NCSN++."""
-
-    features = 1
+    There torch's kernel is slow for few channels a group at few positions on a CPU, and goes over to the other format
+    elsewhere: in these cases one scale and shift for each channel of each sample does it.
+    """
 
     def __init__(self, channels: int):
-        super().__init__()
-        self.norm = norm(channels)
+        super().__init__(math.gcd(max(1, min(channels // 4, 32)), channels), channels, eps=1e-6)
 
-    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
-        return self.norm(h + _spread(modulation, h))
+    def forward(self, x: Tensor) -> Tensor:
+        large = self.num_channels >= 8 * self.num_groups or x[0, 0].numel() >= 1024
+        if x.is_contiguous() or (large and x.device.type == "cpu"):
+            return super().forward(x)
+        # Sums of squares cancel: never in half precision.
+        scale, shift = self._affine(x.flatten(2).mT.to(torch.promote_types(x.dtype, torch.float32)))
+        return torch.addcmul(_spread(shift, x), x, _spread(scale, x)).to(x.dtype)
 
-
-class ScaleShift(nn.Module):
-    """norm(h) (1 + scale) + shift (Dhariwal and Nichol, 2021)."""
-
-    features = 2
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = norm(channels)
-
-    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = _spread(modulation, h).chunk(2, dim=1)
-        return torch.addcmul(shift, self.norm(h), 1 + scale)
-
-
-MODULATIONS = {"shift": Shift, "scale_shift": ScaleShift}
-"""How the embedding enters a residual block."""
-
-
-def _spread(modulation: Tensor, h: Tensor) -> Tensor:
-    return modulation.reshape(*modulation.shape, *(1,) * (h.dim() - 2))
+    def _affine(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``(B, positions, C)``, each ``(B, C)``."""
+        groups, size = (self.num_groups, -1), tokens[0].numel() // self.num_groups
+        sums = (tokens.sum(1), tokens.square().sum(1))
+        mean, square = (y.unflatten(1, groups).sum(2, keepdim=True) / size for y in sums)
+        rstd = ((square - mean.square()).clamp(min=0) + self.eps).rsqrt()
+        scale = rstd * self.weight.unflatten(0, groups)
+        shift = self.bias.unflatten(0, groups) - mean * scale
+        return scale.flatten(1), shift.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -83,9 +64,57 @@ class Style:
         return math.sqrt(0.5) if self.skip_rescale else 1.0
 
 
-def add(x: Tensor, branch: Tensor, gain: float) -> Tensor:
-    """The sum of two branches."""
-    return x + branch if gain == 1 else (x + branch).mul_(gain)
+def conv(style: Style, inputs: int, outputs: int, size: int = 3, **options) -> nn.Module:
+    """A convolution that keeps sizes.
+
+    Rescaled sums expect branches of unit variance: there its weights are uniform of variance 2 / (fan in + fan out) and
+    it has no bias yet, as in Ho et al. (2020). Otherwise it starts as torch's, whose smaller weights learn faster.
+    """
+    layer = CONV[style.rank](inputs, outputs, size, **{"padding": size // 2} | options)
+    if style.skip_rescale:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Shift(nn.Module):
+    """norm(h + shift): DDPM's, of score_sde's DDPM++ and NCSN++."""
+
+    features = 1
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = Norm(channels)
+
+    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
+        return self.norm(h + _spread(modulation, h))
+
+
+class ScaleShift(nn.Module):
+    """norm(h) (1 + scale) + shift (Dhariwal and Nichol, 2021)."""
+
+    features = 2
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = Norm(channels)
+
+    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = _spread(modulation, h).chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm(h), 1 + scale)
+
+
+MODULATIONS = {"shift": Shift, "scale_shift": ScaleShift}
+"""How the embedding enters a residual block."""
+
+
+def _spread(modulation: Tensor, h: Tensor) -> Tensor:
+    return modulation.reshape(*modulation.shape, *(1,) * (h.dim() - 2))
+
+
+def silu(h: Tensor) -> Tensor:
+    """SiLU of what nobody else needs, in place where no gradient does: fresh memory costs more than the function."""
+    return F.silu(h, inplace=not torch.is_grad_enabled())
 
 
 class Residual(nn.Module):
@@ -97,19 +126,19 @@ class Residual(nn.Module):
 
     def __init__(self, style: Style, inputs: int, outputs: int, resample=None):
         super().__init__()
-        rank, modulated = style.rank, MODULATIONS[style.modulation]
+        modulated = MODULATIONS[style.modulation]
         self.features, self.gain = modulated.features * outputs, style.gain
-        self.norm1, self.conv1 = norm(inputs), conv(rank, inputs, outputs)
-        self.norm2, self.conv2 = modulated(outputs), zero_(conv(rank, outputs, outputs))
+        self.norm1, self.conv1 = Norm(inputs), conv(style, inputs, outputs)
+        self.norm2, self.conv2 = modulated(outputs), zero_(conv(style, outputs, outputs))
         self.dropout = nn.Dropout(style.dropout)
-        self.resample = resample(inputs, rank) if resample else nn.Identity()
+        self.resample = resample(inputs, style.rank) if resample else nn.Identity()
         same = inputs == outputs and resample is None
-        self.skip = nn.Identity() if same else conv(rank, inputs, outputs, 1)
+        self.skip = nn.Identity() if same else conv(style, inputs, outputs, 1)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        h = self.conv1(self.resample(F.silu(self.norm1(x))))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h, modulation))))
-        return add(self.skip(self.resample(x)), h, self.gain)
+        h = self.conv1(self.resample(silu(self.norm1(x))))
+        h = self.conv2(self.dropout(silu(self.norm2(h, modulation))))
+        return h.add_(self.skip(self.resample(x))).mul_(self.gain)
 
 
 class Attention(nn.Module):
@@ -117,18 +146,15 @@ class Attention(nn.Module):
 
     def __init__(self, style: Style, channels: int):
         super().__init__()
-        self.heads, self.gain, self.norm = style.heads, style.gain, norm(channels)
+        self.heads, self.gain, self.norm = style.heads, style.gain, Norm(channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), zero_(nn.Linear(channels, channels))
-        for weight in self.qkv.weight.data.chunk(3):
-            nn.init.xavier_uniform_(weight)
-        nn.init.zeros_(self.qkv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, positions, C): a view of what is stored channels last.
         tokens = self.norm(x).flatten(2).mT
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         h = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
-        return add(x, h.mT.unflatten(2, x.shape[2:]), self.gain)
+        return (x + h.mT.unflatten(2, x.shape[2:])).mul_(self.gain)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -167,12 +193,12 @@ class Plain(nn.Module):
 
 def conv_down(style: Style, channels: int) -> Plain:
     """A convolution of stride 2."""
-    return Plain(conv(style.rank, channels, channels, stride=2))
+    return Plain(conv(style, channels, channels, stride=2))
 
 
 def conv_up(style: Style, channels: int) -> Plain:
     """Repetition, then a convolution."""
-    return Plain(RESAMPLE[False][1](channels, style.rank), conv(style.rank, channels, channels))
+    return Plain(RESAMPLE[False][1](channels, style.rank), conv(style, channels, channels))
 
 
 def residual_down(style: Style, channels: int) -> Residual:
@@ -202,9 +228,9 @@ class Inject(nn.Module):
     def __init__(self, style: Style, inputs: int, outputs: int):
         super().__init__()
         blur = Blur(inputs, style.rank) if style.fir else nn.Identity()
-        strided = conv(style.rank, inputs, outputs, stride=2, padding=0 if style.fir else 1)
+        strided = conv(style, inputs, outputs, stride=2, padding=0 if style.fir else 1)
         self.down, self.gain = nn.Sequential(blur, strided), style.gain
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        h = add(h, self.down(pyramid), self.gain)
+        h = (h + self.down(pyramid)).mul_(self.gain)
         return h, h

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import ScoreNetwork, UNet, denoising_score_matching
 from models.resampling import TAPS, Blur, FilterDown, FilterUp, MeanDown, RepeatUp
-from models.unet_blocks import Attention, Inject, Residual, Style, attend
+from models.unet_blocks import Attention, Inject, Norm, Residual, Style, attend
 from sde import VP
 
 DDPMPP = dict(resample="residual", skip_rescale=True, modulation="shift")
@@ -113,7 +113,46 @@ def test_up_is_the_transpose_of_down_and_constants_stay(down, up, shape):
 def test_without_the_filter_values_are_averaged_and_repeated():
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     assert torch.allclose(MeanDown(3, 2)(x), F.avg_pool2d(x, 2), rtol=1e-12)
-    assert torch.equal(RepeatUp(3, 2)(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    for y in (x, x.to(memory_format=torch.channels_last)):
+        assert torch.equal(RepeatUp(3, 2)(y), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+@pytest.mark.parametrize("size", [6, 32])
+@pytest.mark.parametrize("channels", [8, 40])
+def test_the_norm_is_torchs_in_every_memory_format(size, channels):
+    """Large and small, with a mean far from 0."""
+    layer = random(Norm(channels), std=1.0)
+    x = 3 + torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    expected = F.group_norm(x.double(), channels // 4, layer.weight.double(), layer.bias.double(), 1e-6)
+    for y in (x, x.to(memory_format=torch.channels_last)):
+        assert torch.allclose(layer(y).double(), expected, rtol=1e-5, atol=2e-5)
+        assert layer(y).stride() == y.stride()
+
+
+def test_the_norm_sums_in_single_precision():
+    """In half precision, channels last, as accurate as its input and output are."""
+    layer, x = Norm(8), 8 + torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    x = x.bfloat16().to(memory_format=torch.channels_last)
+    expected = F.group_norm(x.double(), 2, eps=1e-6)
+    assert torch.allclose(layer(x).double(), expected, rtol=1e-2, atol=1e-2) and layer(x).dtype == x.dtype
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_a_rescaled_network_keeps_variances_at_its_start(rescale):
+    """Of a sum of two inputs of unit variance through a convolution, the skip's; torch's own start has a third."""
+    block = Residual(Style(2, skip_rescale=rescale), 64, 96)
+    x = torch.randn(4, 64, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = 2 / (64 + 96) if rescale else 1 / (3 * 64)
+    assert float(block.skip.weight.detach().var()) == pytest.approx(expected, rel=0.05)
+    assert float(block(x, torch.zeros(4, block.features)).detach().var()) == pytest.approx(
+        64 * expected * block.gain**2, rel=0.15
+    )
+
+
+def test_groups_are_those_of_score_sde():
+    """min(channels / 4, 32), where that divides the channels."""
+    groups = {channels: Norm(channels).num_groups for channels in (1, 4, 16, 96, 128, 384, 6, 10)}
+    assert groups == {1: 1, 4: 1, 16: 4, 96: 24, 128: 32, 384: 32, 6: 1, 10: 2}
 
 
 @pytest.mark.parametrize("arguments", VARIANTS, ids=str)
@@ -208,7 +247,7 @@ def test_gradients_of_gradients(arguments):
 
     point, value = squared(x, create_graph=True)
     (slope,) = torch.autograd.grad(value, point)
-    step = 1e-5
+    step = 3e-6
     expected = (squared(x + step * u)[1] - squared(x - step * u)[1]) / (2 * step)
     assert torch.allclose((slope * u).sum(), expected, rtol=1e-5)
 
@@ -247,6 +286,7 @@ def test_a_rescaled_block_starts_as_its_input_over_root_two(resample):
     x = torch.randn(2, 4, 8)
     expected = x if resample is None else block.skip(resample(4, 1)(x))
     assert torch.allclose(block(x, torch.randn(2, block.features)), expected / 2**0.5)
+    assert torch.allclose(Attention(Style(1, skip_rescale=True), 4)(x), x / 2**0.5)
 
 
 def test_the_pyramid_is_blurred_strided_and_summed():
