@@ -23,6 +23,12 @@ def _precise(value: Tensor) -> Tensor:
     return value.detach().to(torch.float32 if wide else value.dtype, copy=True)
 
 
+def _seen(value: Tensor, mean: Tensor, good: Tensor) -> Tensor:
+    """What the mean moves to. A bad step leaves parameters alone, but a forward pass may have spoilt its buffers."""
+    value = value.to(mean.dtype)
+    return value if isinstance(value, nn.Parameter) else torch.where(good, value, mean)
+
+
 class Average:
     """Exponential moving average of a model's state, by name; one fused operation an update.
 
@@ -47,19 +53,21 @@ class Average:
 
     @torch.no_grad()
     def update(self, good: Tensor | None = None) -> None:
-        """Move towards the model's present state; a ``good`` () of False or 0 leaves everything as it is."""
-        weight = (9 / (10 + self.updates)).clamp_min(1 - self.decay)
-        if good is not None:
-            weight = weight * good
-        self.updates += 1 if good is None else good
+        """Move towards the model's present state; a ``good`` () of False leaves everything as it is.
+
+        The model's parameters must be finite in any case; its buffers need not be where ``good`` is False.
+        """
+        good = torch.ones_like(self.updates, dtype=torch.bool) if good is None else good
+        weight = (9 / (10 + self.updates)).clamp_min(1 - self.decay) * good
+        self.updates += good
         weights = {dtype: weight.to(dtype) for dtype in {mean.dtype for mean, _ in self._floats}}
         means = [mean for mean, _ in self._floats]
         # A weight on the device for each tensor: a single one would be read by the host.
         torch._foreach_lerp_(
-            means, [value.to(mean.dtype) for mean, value in self._floats], [weights[mean.dtype] for mean in means]
+            means, [_seen(value, mean, good) for mean, value in self._floats], [weights[mean.dtype] for mean in means]
         )
         for mine, value in self._others:
-            mine.copy_(value)
+            mine.copy_(torch.where(good, value, mine))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
