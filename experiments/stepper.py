@@ -188,8 +188,9 @@ class Stepper:
         return torch.nn.utils.get_total_norm(gradients) / self.scale.value
 
     def _fused(self, divisor: Tensor, good: Tensor) -> None:
-        # The two attributes by which torch.amp.GradScaler tells fused optimizers what to divide by and when to skip.
-        self.optimizer.grad_scale, self.optimizer.found_inf = divisor, (~good).to(divisor.dtype)
+        # The two attributes by which torch.amp.GradScaler tells fused optimizers what to divide by and when to skip;
+        # the kernels take float32 alone.
+        self.optimizer.grad_scale, self.optimizer.found_inf = divisor.float(), (~good).float()
         self.optimizer.step()
 
     def _plain(self, divisor: Tensor, good: Tensor) -> None:
