@@ -303,6 +303,7 @@ def test_the_presets_are_settings():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # the compiler's own
 def test_a_compiled_step_is_the_step():
     model, settings = network(torch.float32), replace(SETTINGS, compile=True)
     one, plain = stepper(model, settings), stepper(network(torch.float32))
