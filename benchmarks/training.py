@@ -18,6 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ from models import DenoisingScoreMatching, ScoreNetwork, UNet
 from sde import VP
 
 RESULT = Path(__file__).parent / "results" / "training.txt"
-ROUNDS, DECAY, RATE = 7, 0.999, 1e-4
+ROUNDS, DECAY, RATE, LAST = 7, 0.999, 1e-4, ", channels last"
 HEADER = ("case", "what", "median", "least .. most", "bar", "held")
 PER_OPERATION, PER_FORWARD, OBJECTIVE, AROUND = 0.90, 3.3, 0.01, 2.5
 """Bars: step per operation over the peer's, step over forward, objective over step, the peer's rest over ours."""
@@ -103,7 +104,7 @@ class Ours(Stepper):
 
 
 class Case(NamedTuple):
-    """Networks of one configuration, by name, and the batch that they are measured on."""
+    """Networks of one configuration, by name, and the batch that they are measured on; of ``LAST``, channels last."""
 
     title: str
     x: Tensor
@@ -114,7 +115,8 @@ def case(size: network.Case) -> Case:
     """Ours by resolutions that change by convolutions and by residual blocks, and the peer's if it is installed."""
     settings = dict(zip(network.Case._fields[2:], size[2:], strict=True))
     ours = settings | dict(embedding_features=size.channels)
-    nets = {"ours, conv": UNet(**ours), "ours, DDPM++": UNet(**ours, **network.DDPMPP)}
+    kinds = {"conv": {}, "DDPM++": network.DDPMPP}
+    nets = {f"ours, {name}{last}": UNet(**ours, **kind) for last in ("", LAST) for name, kind in kinds.items()}
     try:
         nets[network.PEER] = Peer(peers_network.diffusers(**settings))
     except ImportError:
@@ -175,10 +177,12 @@ def steps(one: Case, rounds: int) -> list[tuple]:
     """Whole steps, their forward passes, and the objective by itself."""
     peer, n = network.PEER, len(one.x)
     label = torch.linspace(-7, 4, n)
-    makers = {name: (Recipe(ScoreNetwork(net, VP())) if name == peer else ours(net)) for name, net in one.nets.items()}
+    makers = {name: _stepper(name, net) for name, net in one.nets.items()}
     objective = ours(Identity())
     calls = {f"step {name}": lambda step=step: step(one.x, RATE) for name, step in makers.items()}
-    calls |= {f"forward {name}": lambda net=net: _forward(net, one.x, label) for name, net in one.nets.items()}
+    for name, net in one.nets.items():
+        x = one.x.contiguous(memory_format=network.FORMATS["last" if name.endswith(LAST) else "first"])
+        calls[f"forward {name}"] = lambda net=net, x=x: _forward(net, x, label)
     calls["objective"] = lambda: _objective(objective, one.x)
     found = timed(calls, rounds)
     size = {name: operations(net, one.x) for name, net in one.nets.items()}
@@ -194,6 +198,12 @@ def steps(one: Case, rounds: int) -> list[tuple]:
         if name != peer:
             lines.append(line(one.title, f"{name}: objective / step", _over(found["objective"], step), OBJECTIVE))
     return lines
+
+
+def _stepper(name: str, net: nn.Module) -> Callable[[Tensor, float], object]:
+    if name == network.PEER:
+        return Recipe(ScoreNetwork(net, VP()))
+    return ours(net, replace(SETTINGS, channels_last=name.endswith(LAST)))
 
 
 @torch.no_grad()

@@ -164,18 +164,20 @@ class Counting(DenoisingScoreMatching):
 
     def __init__(self):
         super().__init__()
-        self.learned, self.seen, self.dropped = 0, 0, []
+        self.learned, self.seen, self.dropped, self.last = 0, 0, [], None
 
     def forward(self, model, x0, generator=None, **condition):
         self.learned, self.seen = self.learned + self.training, self.seen + 1
         self.dropped.append(model.net.training)
+        self.last = [p.detach().clone() for p in model.parameters()]
         return super().forward(model, x0, generator, **condition)
 
 
-def test_validation_teaches_nothing(tmp_path, problem, monkeypatch):
+def test_validation_is_of_the_average_and_teaches_nothing(tmp_path, problem, monkeypatch):
     objective = Counting()
     monkeypatch.setattr(training, "build_objective", lambda config, model: objective)
-    trained(tmp_path, problem)
+    model, _ = trained(tmp_path, problem)
+    assert all(torch.equal(a, b) for a, b in zip(objective.last, model.parameters(), strict=True))  # of the average
     assert (objective.learned, objective.seen) == (40, 44)
     assert objective.dropped.count(False) == 4 and objective.training
 
