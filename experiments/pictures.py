@@ -10,6 +10,8 @@ from experiments import figures
 from experiments.comparison import Comparison
 from experiments.problem import Problem
 from experiments.run import Run
+from experiments.training import NOISE_LEVELS
+from experiments.training_figures import loss_by_noise_level
 from models import GaussianMixture, ScoreNetwork
 from solvers import DDIM, Exact, log_likelihood
 
@@ -17,12 +19,23 @@ _STRIP = DDIM(steps=100)  # deterministic and cheap: its states lie along the fl
 
 
 def of_training(run: Run) -> list[Path]:
-    """The loss over the steps, from ``metrics.csv``."""
-    with run.path("metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    """The loss over the steps, from ``metrics.csv``, and over the noise levels, from ``loss_by_log_snr.csv``."""
+    rows, at = (_rows(run.path(name)) for name in ("metrics.csv", NOISE_LEVELS))
     steps, losses = ([float(row[key]) for row in rows] for key in ("step", "loss"))
     validation = [(float(row["step"]), float(row["validation_loss"])) for row in rows]
-    return [figures.loss_curve(steps, losses, run.path("figures", "loss.png"), validation)]
+    counts = [float(row["count"]) for row in at]
+    sums = [float(row["mean"] or 0) * count for row, count in zip(at, counts, strict=True)]
+    bins = [[float(row[key]) for key in ("step", "low", "high")] for row in at]
+    by_level = [[*where, total, count] for where, total, count in zip(bins, sums, counts, strict=True)]
+    return [
+        figures.loss_curve(steps, losses, run.path("figures", "loss.png"), validation),
+        loss_by_noise_level(by_level, run.path("figures", "loss_by_log_snr.png")),
+    ]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def of_comparison(comparison: Comparison, problem: Problem, run: Run) -> list[Path]:

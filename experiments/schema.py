@@ -19,6 +19,13 @@ class Train:
     clip: float = MISSING
     ema: float = MISSING
     log_every: int = MISSING
+    precision: str = MISSING
+    channels_last: bool = MISSING
+    compile: bool = MISSING
+    cuda_graphs: bool = MISSING
+    fused: bool = MISSING
+    accumulate: int = MISSING
+    data_on_device: Any = MISSING
 
 
 @dataclass

@@ -93,8 +93,8 @@ def check_training(session: Session) -> None:
     """Build what training needs, to refuse what can't work before any time is spent."""
     if session.config.under is not None:
         raise ConfigError("sde@under= is for a trained model (task=sample, likelihood, compare); train under sde=")
-    training.check(session.config.train)
     model = build_model(session.config, session.problem.convention(), session.problem.data.train)
+    training.check(session.config.train, session.device, session.problem.data.shape, model.sde.learned)
     training.build_objective(session.config, model)
     session.diagnose(model.sde)
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from experiments import figures, likelihood_figures
+from experiments import figures, likelihood_figures, training_figures
 from experiments.canvas import running_mean, tile
 from experiments.labels import place_labels
 from experiments.metrics import Floor
@@ -28,6 +28,7 @@ def rows(*nfe):
 
 
 BASELINES = {"uniform": (4.09, 0.0), "pixel_histogram": (2.3, 0.02)}
+LEVELS = [(step, low, low + 2, 3.0 * 2.0**-low, 3 * (low < 4)) for step in range(10, 70, 10) for low in (-2, 0, 2, 4)]
 DRAW = {
     "image_grid": lambda p: figures.image_grid(normal(7, 1, 8, 8), p, columns=4, title="digits"),
     "image_grid, colour": lambda p: figures.image_grid(normal(3, 3, 4, 6), p),
@@ -36,6 +37,8 @@ DRAW = {
     ),
     "loss_curve": lambda p: figures.loss_curve(range(90), normal(90).exp(), p, validation=[(10, 1.0), (60, 0.5)]),
     "loss_curve, one negative": lambda p: figures.loss_curve([1], [-2.0], p, validation=[]),
+    "loss_by_noise_level": lambda p: training_figures.loss_by_noise_level(LEVELS, p),
+    "loss_by_noise_level, one": lambda p: training_figures.loss_by_noise_level([(5, -1, 1, -3.0, 2)], p),
     "quality_against_nfe": lambda p: figures.quality_against_nfe(rows(*range(5, 40)), FLOOR, p),
     "quality_against_nfe, one": lambda p: figures.quality_against_nfe([rows(9)[0] | {"distance_std": 0.01}], FLOOR, p),
     "noise_to_data": lambda p: figures.noise_to_data(50 * normal(13, 2, 1, 8, 8), torch.linspace(1, 1e-5, 13), p),

@@ -14,8 +14,9 @@ from experiments.data import digits
 from experiments.dequantization import Uniform
 from experiments.problem import Problem
 from experiments.run import Run
+from experiments.stepper import PRECISIONS, LossScale, Stepper, StepSettings
 from experiments.variational import Variational
-from models import MLP, GaussianMixture, ScoreNetwork
+from models import MLP, DenoisingScoreMatching, GaussianMixture, ScoreNetwork, UNet
 from sde import EDM, VE, VP, Cosine, DDPMChain, LearnedSchedule, Noise, RectifiedFlow, SubVP, linear_betas
 from solvers import (
     DDIM,
@@ -201,3 +202,116 @@ def test_training_and_evaluation_run(tmp_path):
     found = bits_per_dim(model, problem.data.test[:32], convention=problem.convention(), rtol=1e-4)
     assert found.value < 2.4  # below the per-pixel histogram
     assert json.loads((tmp_path / "summary.json").read_text())["training"]["steps"] == 200
+
+
+STEP = StepSettings(batch_size=16, clip=0.5, ema=0.99)
+
+
+def stepper(settings=STEP, device="cuda", sde=None):
+    """On the same weights everywhere, with the same times and noise on each device."""
+    model = ScoreNetwork(UNet((1, 8, 8), channels=16, multipliers=(1, 2)), sde or VP()).to(device)
+    for i, parameter in enumerate(model.parameters()):
+        parameter.data = 0.1 * Noise(i).normal((1, parameter.numel())).reshape(parameter.shape).to(device)
+    return Stepper(model, DenoisingScoreMatching().to(device), settings, torch.Generator(device).manual_seed(0))
+
+
+def stepped(one, steps=6):
+    """After steps whose data and rates change: weights, average, moments."""
+    for i in range(steps):
+        x = Noise(50 + i).normal((16, 1, 8, 8)).to(one.device)
+        one(x, 1e-3 * (i + 1))
+    moments = [one.optimizer.state[p][key] for p in one.parameters for key in ("exp_avg", "exp_avg_sq")]
+    return [*one.model.state_dict().values(), *one.average.state.values(), *moments]
+
+
+@pytest.mark.parametrize(
+    ("options", "close"),
+    [
+        ({"cuda_graphs": True}, 1e-5),
+        ({"cuda_graphs": True, "accumulate": 4}, None),
+        ({"channels_last": True}, 1e-3),
+        ({"fused": False}, 1e-5),
+        ({"compile": True}, 1e-3),
+        ({"compile": True, "cuda_graphs": True}, 1e-3),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # the compiler's own
+def test_a_step_by_other_means_is_the_step(options, close):
+    plain = replace(STEP, accumulate=options.get("accumulate", 1))
+    expected, found = stepped(stepper(plain)), stepped(stepper(replace(STEP, **options)))
+    for a, b in zip(expected, found, strict=True):
+        assert b.is_cuda and torch.allclose(a, b, rtol=close or 1e-5, atol=close or 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": True}, {"compile": True, "cuda_graphs": True}], ids=str)
+@pytest.mark.parametrize("precision", list(PRECISIONS))
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # the compiler's own
+def test_in_half_precision_all_that_is_kept_is_float32(precision, options):
+    one = stepper(replace(STEP, precision=precision, channels_last=True, **options))
+    assert {value.dtype for value in stepped(one)} == {torch.float32}
+    read = one.tally.read()
+    assert read.steps == 6 and read.good >= 3
+    reference = stepper()
+    stepped(reference)
+    if read.good == 6:
+        assert read.loss == pytest.approx(reference.tally.read().loss, rel=3e-2)
+
+
+def test_a_scale_that_is_too_large_falls_inside_a_recorded_step():
+    one = stepper(replace(STEP, precision="float16", cuda_graphs=True))
+    one.scale.value.fill_(2.0**40)
+    stepped(one, 8)
+    assert one.scale.value.item() == 2.0**32 and one.tally.read().good == 0
+    assert isinstance(one.scale, LossScale) and all(p.isfinite().all() for p in one.parameters)
+
+
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": True}], ids=str)
+def test_a_bad_step_changes_nothing(options):
+    one = stepper(replace(STEP, **options))
+    before = [value.clone() for value in stepped(one)]
+    one(torch.full((16, 1, 8, 8), torch.nan, device="cuda"), 1e-3)
+    after = stepped(one, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert one.tally.read().first == 7
+
+
+@pytest.mark.parametrize("sde", [VP(), VE(), RectifiedFlow()], ids=str)
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": True}, {"precision": "bfloat16", "accumulate": 2}], ids=str)
+def test_a_step_never_waits_for_the_device(options, sde):
+    one = stepper(replace(STEP, **options), sde=sde)
+    stepped(one, 5)
+    x = Noise(0).normal((16, 1, 8, 8)).cuda()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        one(x, 1e-3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_average_is_applied_between_recorded_steps():
+    one, other = (stepper(replace(STEP, cuda_graphs=True)) for _ in range(2))
+    stepped(one), stepped(other)
+    with one.average.applied(one.model):
+        assert torch.equal(next(one.model.parameters()), next(iter(one.average.state.values())))
+    for a, b in zip(stepped(one), stepped(other), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_from_the_host_are_of_the_data():
+    problem, device = Problem.of(digits()), torch.device("cuda")
+    source = training.batches(problem, 32, device, torch.Generator(device).manual_seed(0), on_device=False)
+    x = next(source)
+    assert x.is_cuda and x.shape == (32, 1, 8, 8)
+    levels = problem.dequantizer.quantize(x).cpu().flatten(1)
+    known = {tuple(k) for k in problem.data.train.flatten(1).tolist()}
+    assert all(tuple(k) in known for k in levels.tolist())
+    assert training.fits(problem.data.train, device)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # the compiler's own
+def test_training_with_the_preset_for_a_gpu(tmp_path):
+    problem = Problem.of(digits())
+    config = configuration("train=gpu", "train.steps=100", "train.log_every=25", "train.cuda_graphs=true")
+    model = training.train(config, problem, torch.device("cuda"), Run(tmp_path, "train"))
+    assert model.score(torch.zeros(2, 1, 8, 8, device="cuda"), torch.tensor(0.5, device="cuda")).isfinite().all()

@@ -63,7 +63,7 @@ def test_the_demo_in_short(tmp_path):
         assert words in out, words
     pictures = {path.stem for path in (run / "figures").glob("*.png")}
     of_likelihood = {"likelihood_histogram", "likelihood_extremes"}
-    assert pictures == {"loss", "quality", "samples", "noise_to_data"} | of_likelihood
+    assert pictures == {"loss", "loss_by_log_snr", "quality", "samples", "noise_to_data"} | of_likelihood
     summary = json.loads((run / "summary.json").read_text())
     assert {"seed", "versions", "git_commit", "training", "comparison", "likelihood"} <= summary.keys()
     assert len({row["sampler"] for row in summary["comparison"]["rows"]}) >= 5
@@ -101,7 +101,10 @@ def test_the_mixture_in_short(tmp_path):
     assert "exact log-density" in out
     pictures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     of_likelihood = {"likelihood_histogram", "likelihood_extremes"}
-    assert pictures == {"loss", "quality", "samples", "trajectories", "scores", "density"} | of_likelihood
+    assert (
+        pictures
+        == {"loss", "loss_by_log_snr", "quality", "samples", "trajectories", "scores", "density"} | of_likelihood
+    )
 
 
 @pytest.mark.parametrize(

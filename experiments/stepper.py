@@ -1,0 +1,241 @@
+"""One step of the optimizer: forward, backward, clipping, Adam (Kingma and Ba, 2015), and the average of the weights.
+
+With gradients G of the loss times a scale S and the norm n = |G| / S, clipping to c divides G by S max(1, n / c). The
+fused kernels of Adam take that divisor, and a flag that makes them leave weights and moments alone, in the pass that
+they make anyway: clipping costs the norm and nothing else, and a step whose loss or norm is not finite changes nothing.
+The average takes the same flag. No number leaves the device in a step: what was measured is in ``Stepper.tally``.
+
+Half precision is that of the network's forward pass and loss (``torch.autocast``): weights, gradients, moments and
+average stay in float32. float16 has S > 1 (Micikevicius et al., "Mixed precision training", 2018, section 3.2): halved
+after a step that overflowed, which is then left out, and doubled after 2000 good ones. For others S = 1.
+
+A batch in ``accumulate`` parts gives the mean of their gradients, which is the gradient of the batch for the same
+times and noise. The objective draws them part by part, one after another from the generator: each part has its own
+stratified times, over all of time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from experiments.average import Average
+from experiments.build import ConfigError
+from experiments.tally import Tally
+from models import Objective, ScoreNetwork
+
+
+class Precision(NamedTuple):
+    """The type of the network's forward pass, and the scale of the loss to begin with: 1 for one that never changes."""
+
+    dtype: torch.dtype
+    scale: float = 1.0
+
+
+PRECISIONS = {
+    "float32": Precision(torch.float32),
+    "bfloat16": Precision(torch.bfloat16),
+    "float16": Precision(torch.float16, 2.0**16),
+}
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a step is made. Raises ``ConfigError`` for values that can't work.
+
+    Parameters
+    ----------
+    batch_size, accumulate: samples of a step, and in how many parts.
+    clip: the largest norm of the gradient. ema: decay of the average, in [0, 1).
+    precision: "float32", "bfloat16" or "float16".
+    channels_last: memory format of images and weights. compile: the network, by torch.compile.
+    cuda_graphs: record the step once and replay it; only on a CUDA device.
+    fused: Adam's fused kernels; without them the host waits for the device in every step.
+    """
+
+    batch_size: int
+    clip: float
+    ema: float
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
+    fused: bool = True
+    accumulate: int = 1
+
+    def __post_init__(self):
+        for name in ("batch_size", "clip", "accumulate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"train.{name} must be positive, found {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"train.ema must lie in [0, 1), found {self.ema}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"train.precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if self.batch_size % self.accumulate:
+            found = f"found batch_size={self.batch_size}, accumulate={self.accumulate}"
+            raise ConfigError(f"train.accumulate must divide train.batch_size, {found}")
+        if self.cuda_graphs and not self.fused:
+            raise ConfigError("train.cuda_graphs needs train.fused=true: without it the host takes part in every step")
+
+    @classmethod
+    def of(cls, settings: DictConfig) -> "StepSettings":
+        """What ``train`` of a configuration says of a step."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+    def require(self, device: torch.device, shape: tuple[int, ...], learned: bool = False) -> None:
+        """Refuse, by ``ConfigError``, a device, a shape of a sample, or a schedule that learns, for these settings."""
+        if self.cuda_graphs and device.type != "cuda":
+            raise ConfigError(f"train.cuda_graphs needs a CUDA device, found {device}: use train.cuda_graphs=false")
+        if self.cuda_graphs and learned:
+            raise ConfigError(
+                "train.cuda_graphs can't record a schedule that learns, whose ends the host computes in every step: "
+                "use train.cuda_graphs=false, or an SDE without parameters"
+            )
+        if self.channels_last and len(shape) != 3:
+            raise ConfigError(
+                f"train.channels_last is for images (C, H, W), found samples of shape {tuple(shape)}: "
+                "use train.channels_last=false"
+            )
+        if self.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise ConfigError(f"train.precision=bfloat16 is more than {device} can do: use float16 or float32")
+
+
+class LossScale:
+    """The factor of the loss, on the device; one that starts at 1 stays there."""
+
+    PATIENCE = 2000
+
+    def __init__(self, initial: float, device: torch.device):
+        self.adapts = initial != 1
+        self.value, self.streak = torch.full((), initial, device=device), torch.zeros((), device=device)
+
+    def update(self, good: Tensor) -> None:
+        """Half after a bad step, twice after ``PATIENCE`` good ones in a row."""
+        if self.adapts:
+            self.streak.add_(1).mul_(good)
+            grow = self.streak >= self.PATIENCE
+            self.value.mul_(0.5 + 0.5 * good + grow * good)
+            self.streak.mul_(~grow)
+
+    def diverged(self) -> bool:
+        """Whether steps are left out for another reason than the scale: it never was too large, or is not any more."""
+        return not self.adapts or self.value.item() < 1
+
+
+class Stepper:
+    """Steps of one training: ``stepper(x, rate)``. Raises ``ConfigError`` where device and settings don't go together.
+
+    Parameters
+    ----------
+    model: on its device; ``channels_last`` changes the memory format of its weights.
+    objective: on the same device. generator: of all times and noise, on the same device.
+
+    Attributes
+    ----------
+    average: of the model's state. tally: what was measured since it was read last. scale: of the loss.
+    """
+
+    def __init__(self, model: ScoreNetwork, objective: Objective, settings: StepSettings, generator: torch.Generator):
+        self.model, self.objective, self.settings, self.generator = model, objective, settings, generator
+        self.device, self.precision = generator.device, PRECISIONS[settings.precision]
+        self.format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.trained = _compiled(model) if settings.compile else model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.rate = torch.zeros((), device=self.device)
+        self.optimizer = torch.optim.Adam(
+            self.parameters,
+            lr=self.rate if settings.fused else 0.0,
+            fused=settings.fused,
+            capturable=settings.cuda_graphs,
+        )
+        self.scale, self.average = LossScale(self.precision.scale, self.device), Average(model, settings.ema)
+        self.tally = Tally(*model.sde.log_snr_range, self.device)
+        self._adam = self._fused if settings.fused else self._plain
+        self._run = _Recorded(self._step, generator) if settings.cuda_graphs else self._step
+
+    def __call__(self, x: Tensor, rate: float, **condition: Tensor) -> None:
+        """One step on clean data ``x``, (B, ...), at a learning rate; ``condition``: (B, ...) of the network's own."""
+        self.rate.fill_(rate)
+        self._run({"x0": x.contiguous(memory_format=self.format), **condition})
+
+    def _step(self, batch: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = zip(*(value.chunk(self.settings.accumulate) for value in batch.values()), strict=True)
+        losses = [self._backward(dict(zip(batch, part, strict=True))) for part in parts]
+        value, log_snr = (torch.cat(both) for both in zip(*losses, strict=True))
+        loss, norm = value.mean(), self._norm()
+        good = torch.isfinite(loss + norm)
+        self._adam(self.scale.value * (norm / self.settings.clip).clamp_min(1), good)
+        self.average.update(good)
+        self.scale.update(good)
+        self.tally.add(loss, norm, good, value, log_snr)
+
+    def _backward(self, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Adds the gradient of one part's share in the mean loss; returns its losses and their log-SNR."""
+        dtype = self.precision.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            value, log_snr = self.objective(self.trained, generator=self.generator, **part)
+        (value.mean() * (self.scale.value / self.settings.accumulate)).backward()
+        return value.detach(), log_snr.detach()
+
+    def _norm(self) -> Tensor:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients) / self.scale.value
+
+    def _fused(self, divisor: Tensor, good: Tensor) -> None:
+        # The two attributes by which torch.amp.GradScaler tells fused optimizers what to divide by and when to skip;
+        # the kernels take float32 alone.
+        self.optimizer.grad_scale, self.optimizer.found_inf = divisor.float(), (~good).float()
+        self.optimizer.step()
+
+    def _plain(self, divisor: Tensor, good: Tensor) -> None:
+        if good:
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], divisor)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate.item()
+            self.optimizer.step()
+
+
+def _compiled(model: ScoreNetwork) -> ScoreNetwork:
+    """A twin that shares everything with the model, and runs its network compiled; the model itself stays as it is."""
+    return ScoreNetwork(torch.compile(model.net), model.sde, model.parametrization)
+
+
+class _Recorded:
+    """A step as a CUDA graph: the first ones run as they are, to warm up, then one is recorded, and all are replays."""
+
+    WARM_UP = 3
+
+    def __init__(self, step: Callable[[dict[str, Tensor]], Any], generator: torch.Generator):
+        self.step, self.generator, self.calls = step, generator, 0
+        self.stream = torch.cuda.Stream(generator.device)
+        self.graph, self.batch = torch.cuda.CUDAGraph(), {}
+
+    def __call__(self, batch: dict[str, Tensor]) -> None:
+        self.calls += 1
+        if self.calls <= self.WARM_UP:
+            return self._warm(batch)
+        if not self.batch:
+            self._record(batch)
+        for name, value in batch.items():
+            self.batch[name].copy_(value)
+        self.graph.replay()
+
+    def _warm(self, batch: dict[str, Tensor]) -> None:
+        here = torch.cuda.current_stream(self.generator.device)
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            self.step(batch)
+        here.wait_stream(self.stream)
+
+    def _record(self, batch: dict[str, Tensor]) -> None:
+        """Recording runs nothing: it only notes the kernels and where their tensors lie."""
+        self.batch = {name: value.clone() for name, value in batch.items()}
+        self.graph.register_generator_state(self.generator)
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.step(self.batch)
