@@ -96,7 +96,7 @@ def build_chain(settings: DictConfig) -> GaussianChain | None:
     chain = build(settings.chain, where="likelihood.chain", allowed=("sde.",))
     if not isinstance(chain, GaussianChain):
         raise ConfigError(f"likelihood.chain must be a GaussianChain, found {settings.chain._target_}")
-    if settings.decoder is not None and settings.decoder._target_ != "solvers.DiscretizedGaussian":
+    if settings.decoder is not None and not settings.decoder._target_.endswith(".DiscretizedGaussian"):
         raise ConfigError(
             f"likelihood.decoder={settings.decoder._target_} is for the continuous bound; for likelihood.chain leave "
             "it at null, a DiscretizedGaussian"

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from models.time_sampling import TimeSampler
+from models.time_sampling import FixedTimes
 from sde import GaussianChain, GaussianSDE
 from sde.base import require_count
 from sde.levels import Levels
@@ -40,15 +40,16 @@ class LevelTable:
         return self._levels
 
 
-class AtLevels(TimeSampler):
+class AtLevels(FixedTimes):
     """The times at which the process of the model has the log-SNR of a chain's levels k = 1..N, all equally often.
 
     With the simple weighting it is the objective of DDPM over ``DDPMChain`` (Ho et al., 2020, eq. 14, t uniform in
     1..T), and over ``NCSNLevels`` that of NCSN with lambda = sigma^2 (Song and Ermon, 2019, eq. 6; 2 / D times it).
     """
 
-    def __init__(self, chain: GaussianChain):
-        self.levels = LevelTable(chain)
+    def __init__(self, chain: GaussianChain, spread: str = "stratified"):
+        self.levels, self.spread = LevelTable(chain), spread
+        self.__post_init__()
 
     def __repr__(self) -> str:
         return f"AtLevels({self.levels.chain})"
@@ -56,6 +57,10 @@ class AtLevels(TimeSampler):
     def quantile(self, u: Tensor, sde: GaussianSDE) -> Tensor:
         times = self.levels(sde, u).t
         return times[(u * len(times)).long().clamp(max=len(times) - 1)]
+
+    def cumulative(self, t: Tensor, sde: GaussianSDE) -> Tensor:
+        times = self.levels(sde, t).t
+        return torch.searchsorted(times, t, right=True).to(t) / len(times)
 
     def density(self, t: Tensor, sde: GaussianSDE) -> Tensor:
         raise ValueError(f"{self} draws from finitely many times, without a density: use weighting='simple'")

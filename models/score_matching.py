@@ -17,8 +17,8 @@ from models.network import ScoreNetwork
 from models.time_sampling import TimeSampler
 from models.weighted_objective import WeightedObjective
 from models.weighting import Weighting
-from sde import Prediction
 from sde.base import expand
+from sde.bound_terms import pair_error
 
 
 class DenoisingScoreMatching(WeightedObjective):
@@ -44,15 +44,7 @@ class DenoisingScoreMatching(WeightedObjective):
     ) -> Tensor:
         alpha, sigma = expand(model.sde.alpha(t), x0), expand(model.sde.sigma(t), x0)
         pair = model(alpha * x0 + sigma * eps, t, **condition)
-        return _pair_error(x0, eps, pair, alpha, sigma).square().flatten(1).mean(1)
-
-
-def _pair_error(x0: Tensor, eps: Tensor, pair: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """e = (sigma dx_0 - alpha deps) / h without cancellation; shape of ``x0``.
-
-    In float32 dx_0 is accurate where sigma is large, deps where alpha is; this is made of whichever is.
-    """
-    return (sigma * (x0 - pair.x0) - alpha * (eps - pair.eps)) / torch.hypot(alpha, sigma)
+        return pair_error(x0, eps, pair, alpha, sigma).square().flatten(1).mean(1)
 
 
 def denoising_score_matching(
