@@ -153,16 +153,8 @@ class Attention(nn.Module):
         # (B, positions, C): a view of what is stored channels last.
         tokens = self.norm(x).flatten(2).mT
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        h = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return (x + h.mT.unflatten(2, x.shape[2:])).mul_(self.gain)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt c) v of ``(B, heads, positions, c)``."""
-    if torch.is_grad_enabled():
-        # The fused kernels can not be differentiated twice.
-        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Stage(nn.Module):

@@ -18,11 +18,13 @@ the right-hand side of an ODE stays a function. With S the symmetric part of J, 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sde import Noise
 from sde.base import require_count
@@ -94,7 +96,8 @@ class Divergence(ABC):
 
         With ``graph`` both have a graph, to ``x`` if it requires gradients and to whatever else the field does.
         """
-        with torch.enable_grad():
+        # The fused kernels of attention have no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
             x = x if graph and x.requires_grad else x.detach().requires_grad_()
             value = field(x)
         with torch.set_grad_enabled(graph):

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import ScoreNetwork, UNet, denoising_score_matching
 from models.resampling import TAPS, Blur, FilterDown, FilterUp, MeanDown, RepeatUp
-from models.unet_blocks import Attention, Inject, Norm, Residual, Style, attend
+from models.unet_blocks import Attention, Inject, Norm, Residual, Style
 from sde import VP
 
 DDPMPP = dict(resample="residual", skip_rescale=True, modulation="shift")
@@ -208,14 +209,6 @@ def last(h):
     return h.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_attention_is_that_of_the_fused_kernels():
-    q, k, v = torch.randn(3, 2, 4, 9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = F.scaled_dot_product_attention(q, k, v)
-    assert torch.allclose(attend(q, k, v), expected, rtol=1e-12, atol=1e-14)
-    with torch.no_grad():
-        assert torch.allclose(attend(q, k, v), expected, rtol=1e-12, atol=1e-14)
-
-
 def test_attention_does_not_know_the_order_of_positions_and_splits_into_heads():
     """A permutation of the positions permutes the outputs; each head's values come from its own channels alone."""
     x = torch.randn(2, 8, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -242,7 +235,8 @@ def test_gradients_of_gradients(arguments):
 
     def squared(x, create_graph=False):
         x = x.detach().requires_grad_()
-        (product,) = torch.autograd.grad(net(x, label), x, v, create_graph=create_graph)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            (product,) = torch.autograd.grad(net(x, label), x, v, create_graph=create_graph)
         return x, product.square().sum()
 
     point, value = squared(x, create_graph=True)

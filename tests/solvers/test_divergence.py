@@ -398,3 +398,16 @@ def test_what_is_no_probe_is_refused(arguments, message):
 def test_what_can_not_work_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_divergence_has_a_gradient_through_attention():
+    """The fused kernels of attention have none of the second order: there the graph is of others."""
+    torch.manual_seed(0)
+    net = UNet((1, 8, 8), channels=8, heads=2)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x, label = torch.randn(2, 1, 8, 8, requires_grad=True), torch.zeros(2)
+    probes = Hutchinson(1).directions(x)
+    _, found = Hutchinson(1).along(lambda x: net(x, label), x, probes, graph=True)
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    assert bool(torch.isfinite(slope).all()) and slope.abs().max() > 0
