@@ -28,8 +28,7 @@ from sde.base import GaussianPrior, Kernel, expand
 from sde.score import Prediction
 
 VARIANCES = ("beta", "beta_tilde")
-LEARNED = "learned"
-"""What solvers and bounds call the weights that a model predicts."""
+LEARNED = "learned"  # what solvers and bounds call the weights that a model predicts
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 Index = int | Tensor
