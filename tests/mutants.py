@@ -70,7 +70,7 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant(
         "pair error with the wrong sign",
-        "models/score_matching.py",
+        "sde/bound_terms.py",
         "(sigma * (x0 - pair.x0) - alpha *",
         "(sigma * (x0 - pair.x0) + alpha *",
         WEIGHTED,

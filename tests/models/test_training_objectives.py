@@ -7,22 +7,25 @@ import torch
 from configurations import configuration
 from oracles import legendre
 
-from experiments.build import build
 from experiments.data import mixture2d
+from experiments.training import build_objective
 from models import (
     MLP,
     DenoisingScoreMatching,
     EDMRow,
     GaussianMixture,
     ImplicitScoreMatching,
+    LearnedVariance,
     LogNormal,
     LossAware,
     MinSNR,
+    NoiseRow,
     ScoreNetwork,
     SlicedScoreMatching,
     Tabulated,
     UniformLogSNR,
     UniformTime,
+    VRow,
 )
 from sde import VP, LearnedSchedule, Noise
 
@@ -102,10 +105,10 @@ def test_an_objective_begins_to_learn(measured, objective):
 @pytest.mark.parametrize("choice", sorted(file.stem for file in CHOICES.glob("*.yaml")))
 def test_every_choice_of_the_configuration_builds_and_has_a_gradient(choice):
     config = configuration(f"objective={choice}")
-    objective = build(config.objective, where="objective", allowed=("models.",))
-    sde = LearnedSchedule() if choice == "bound" else VP()
-    model = ScoreNetwork(MLP((2,), width=8, depth=1), sde, "v")
-    objective.check(model)
+    sde = LearnedSchedule() if choice in ("bound", "vdm") else VP()
+    head = LearnedVariance(NoiseRow()) if choice in ("hybrid", "vlb") else VRow()
+    model = ScoreNetwork(MLP((2,), head.outputs, width=8, depth=1), sde, head)
+    objective = build_objective(config, model)
     value, log_snr = objective(model, torch.ones(4, 2), torch.Generator().manual_seed(0))
     value.mean().backward()
     assert value.shape == log_snr.shape == (4,) and not log_snr.requires_grad
