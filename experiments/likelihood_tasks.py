@@ -213,8 +213,8 @@ def bounds_of(session: Session, model: ScoreModel, estimator: Estimator, values:
 def keeper_of(session: Session) -> Partial:
     """Where the evaluation keeps what it has, begun from what ``resume`` says."""
     config, run = session.config, session.run
-    chosen = {name: config[name] for name in ("likelihood", "data", "under", "seed")}
-    settings = _flat(OmegaConf.to_container(OmegaConf.create(chosen), resolve=True))
+    whole = OmegaConf.to_container(config, resolve=True)  # whose parts may refer to others
+    settings = _flat({name: whole[name] for name in ("likelihood", "data", "under", "seed")})
     settings.pop("likelihood.ode_subset")  # which is a pass of its own
     settings["checkpoint"] = digest(checkpoint.find(config.checkpoint))
     run.path("likelihood", "examples.csv")  # makes the folder

@@ -9,6 +9,7 @@ from configurations import configuration
 
 import conf
 from experiments import tasks
+from experiments.likelihood_tasks import likelihood
 from experiments.run import Run
 
 SHORT = (
@@ -68,3 +69,12 @@ def test_a_system_trains_samples_and_reports_its_own_number(tmp_path, name):
     assert [row["name"] for row in bounds] == BOUNDS.get(name, [])
     assert all(math.isfinite(row["value"]) for row in bounds)
     assert (tmp_path / "figures" / "samples.png").is_file()
+
+
+def test_a_checkpoint_of_a_system_is_evaluated_alone(tmp_path):
+    """Its own chain is that of the objective, which the settings of the likelihood refer to."""
+    overrides = (*SHORT, *SYSTEMS["ddpm"][0], "experiment=ddpm")
+    tasks.train(configuration(*overrides), Run(tmp_path / "train", "train"))
+    likelihood(configuration(*overrides, f"checkpoint={tmp_path / 'train'}"), Run(tmp_path / "alone", "likelihood"))
+    found = json.loads((tmp_path / "alone" / "summary.json").read_text())
+    assert [row["name"] for row in found["bounds"]][1:] == BOUNDS["ddpm"]
