@@ -118,16 +118,30 @@ def test_without_the_filter_values_are_averaged_and_repeated():
         assert torch.equal(RepeatUp(3, 2)(y), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
+@pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("size", [6, 32])
-@pytest.mark.parametrize("channels", [8, 40])
-def test_the_norm_is_torchs_in_every_memory_format(size, channels):
-    """Large and small, with a mean far from 0."""
-    layer = random(Norm(channels), std=1.0)
-    x = 3 + torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-    expected = F.group_norm(x.double(), channels // 4, layer.weight.double(), layer.bias.double(), 1e-6)
-    for y in (x, x.to(memory_format=torch.channels_last)):
-        assert torch.allclose(layer(y).double(), expected, rtol=1e-5, atol=2e-5)
-        assert layer(y).stride() == y.stride()
+@pytest.mark.parametrize("channels", [8, 40, 320])
+def test_the_norm_is_torchs_in_every_memory_format(channels, size, modulated):
+    """Large and small, with a mean far from 0, with samples' own scale and shift; and so are its gradients."""
+    layer, generator = random(Norm(channels), std=1.0), torch.Generator().manual_seed(0)
+    x = 3 + torch.randn(2, channels, size, size, generator=generator)
+    groups, given = min(channels // 4, 32), torch.randn(2, 2, channels, generator=generator) if modulated else ()
+
+    def torchs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        scale, shift = (y[:, :, None, None] for y in given) if given else (1, 0)
+        return F.group_norm(x, groups, weight, bias, 1e-6) * scale + shift
+
+    arguments = [y.detach().double().requires_grad_() for y in (x, layer.weight, layer.bias, *given)]
+    cotangent = torch.randn(x.shape, generator=generator)
+    expected = torchs(*arguments)
+    gradients = torch.autograd.grad(expected, arguments, cotangent.double())
+    for form in (torch.contiguous_format, torch.channels_last):
+        mine = [y.detach().clone().requires_grad_() for y in (x.contiguous(memory_format=form), *given)]
+        h = layer(*mine)
+        assert torch.allclose(h.double(), expected, rtol=1e-5, atol=5e-5) and h.stride() == mine[0].stride()
+        found = torch.autograd.grad(h, [mine[0], layer.weight, layer.bias, *mine[1:]], cotangent)
+        for one, other in zip(found, gradients, strict=True):
+            assert torch.allclose(one.double(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
 def test_the_norm_sums_in_single_precision():
