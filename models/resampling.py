@@ -79,7 +79,12 @@ class RepeatUp(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if x.device.type != "cpu" or not x.is_contiguous():
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        # There torch's kernel takes 1.3 to 5 times as long as copies side by side, the last axis first.
+        for dim in reversed(range(2, x.dim())):
+            x = torch.stack((x, x), dim + 1).flatten(dim, dim + 1)
+        return x
 
 
 RESAMPLE = {False: (MeanDown, RepeatUp), True: (FilterDown, FilterUp)}

@@ -92,7 +92,7 @@ def conv(style: Style, inputs: int, outputs: int, size: int = 3, **options) -> n
 
 
 class Shift(nn.Module):
-    """norm(h + shift): DDPM's, of score_sde's DDPM++ and NCSN++."""
+    """norm(h + shift), in the memory of h: DDPM's, of score_sde's DDPM++ and NCSN++."""
 
     features = 1
 
@@ -101,7 +101,7 @@ class Shift(nn.Module):
         self.norm = Norm(channels)
 
     def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
-        return self.norm(h + _spread(modulation, h))
+        return self.norm(h.add_(_spread(modulation, h)))
 
 
 class ScaleShift(nn.Module):
