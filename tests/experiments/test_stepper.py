@@ -123,6 +123,17 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_goes_on_as_witho
     assert one.tally.read().steps == 0 and one.tally.read().first is None
 
 
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_nothing():
+    one = stepper(network(), SETTINGS)
+    one(**batch(0), rate=RATES[0])
+    before, hook = state(one), one.parameters[0].register_hook(lambda gradient: gradient * math.inf)
+    one(**batch(1), rate=RATES[1])
+    hook.remove()
+    assert all(torch.equal(a, b) for a, b in zip(before, state(one), strict=True))
+    read = one.tally.read()
+    assert (read.steps, read.good, read.first) == (2, 1, 2) and math.isfinite(read.loss + read.norm)
+
+
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_parts_of_a_batch_give_its_gradient_for_the_same_noise(parts):
     whole, one = (stepper(network(), replace(SETTINGS, accumulate=n, clip=1e9)) for n in (1, parts))

@@ -106,6 +106,18 @@ def test_every_block_starts_as_the_identity():
         assert torch.equal(block(h, embedding), h)
 
 
+def test_a_block_is_adaln_zero_as_written_out():
+    """Peebles and Xie, 2023, figure 3: scale and shift after each norm, a gate at each end."""
+    block = opened().blocks[0]
+    h, embedding = torch.randn(2, 6, 16, dtype=torch.float64), torch.randn(2, 16, dtype=torch.float64)
+    shift1, scale1, gate1, shift2, scale2, gate2 = (
+        block.modulation.linear(embedding)[:, None].unflatten(2, (6, 16)).unbind(2)
+    )
+    middle = h + gate1 * block.attention(nn.functional.layer_norm(h, (16,), eps=1e-6) * (1 + scale1) + shift1)
+    expected = middle + gate2 * block.mlp(nn.functional.layer_norm(middle, (16,), eps=1e-6) * (1 + scale2) + shift2)
+    assert torch.allclose(block(h, embedding), expected, rtol=1e-10)
+
+
 def test_dropout_acts_in_training_alone():
     net = opened(dropout=0.5)
     x, label = torch.randn(2, 2, 6, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)

@@ -7,10 +7,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import ScoreNetwork, UNet, denoising_score_matching
-from models.resampling import TAPS, Blur, FilterDown, FilterUp, MeanDown, RepeatUp
+from models.resampling import Blur, FilterDown, FilterUp, MeanDown, RepeatUp
 from models.unet_blocks import Attention, Inject, Norm, Residual, Style
 from sde import VP
 
+TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
 DDPMPP = dict(resample="residual", skip_rescale=True, modulation="shift")
 NCSNPP = dict(DDPMPP, fir=True, progressive_input=True, embedding="fourier")
 VARIANTS = [
@@ -89,11 +90,10 @@ SIGNALS = [(2, 3, 8), (2, 3, 6, 10)]
     "layer, gain, up, down, pad", [(FilterDown, 1, 1, 2, (1, 1)), (FilterUp, 2, 2, 1, (2, 1)), (Blur, 1, 1, 1, (2, 2))]
 )
 def test_filters_are_upfirdn(layer, gain, up, down, pad, shape):
-    """With the paddings of score_sde's upsample_2d, downsample_2d and conv_downsample_2d."""
+    """With the taps and paddings of score_sde's upsample_2d, downsample_2d and conv_downsample_2d."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    taps = gain * torch.tensor(TAPS, dtype=x.dtype)
     found = layer(3, len(shape) - 2).double()(x)
-    assert torch.allclose(found, on_every_axis(x, taps, up, down, pad), rtol=1e-12, atol=1e-14)
+    assert torch.allclose(found, on_every_axis(x, gain * TAPS, up, down, pad), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", SIGNALS, ids=str)
@@ -302,7 +302,7 @@ def test_the_pyramid_is_blurred_strided_and_summed():
     layer = Inject(Style(2, skip_rescale=True, fir=True), 3, 5).double()
     generator = torch.Generator().manual_seed(0)
     x, h = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((2, 3, 8, 12), (2, 5, 4, 6)))
-    blurred = on_every_axis(x, torch.tensor(TAPS, dtype=x.dtype), 1, 1, (2, 2))
+    blurred = on_every_axis(x, TAPS, 1, 1, (2, 2))
     strided = layer.down[1]
     expected = (h + F.conv2d(blurred, strided.weight, strided.bias, stride=2)) / 2**0.5
     found, pyramid = layer(h, x)
