@@ -92,7 +92,8 @@ def _check(key: str, node: DictConfig, allowed: tuple[str, ...]) -> None:
         if name.startswith("_"):
             continue
         if name not in parameters:
-            raise ConfigError(f"{key}.{name}: {target} has no such parameter; it takes {', '.join(parameters)}")
+            cure = f"~{key}.{name} takes it out where an experiment sets it"
+            raise ConfigError(f"{key}.{name}: {target} has no such parameter; it takes {', '.join(parameters)}; {cure}")
         expected = _PLAIN.get(parameters[name].annotation)
         wrong = isinstance(value, bool) and bool not in (expected or ())
         if expected and (wrong or not isinstance(value, expected)):

@@ -46,7 +46,10 @@ class Problem:
         if data.levels:
             return cls(data, Uniform(data.levels), dequantization)
         if dequantization != Uniform.trained_on:
-            raise ConfigError(f"dequantization={dequantization} needs data of known levels; {data.name} are continuous")
+            raise ConfigError(
+                f"dequantization={dequantization} needs data of known levels; {data.name} are continuous: "
+                f"use dequantization={Uniform.trained_on}"
+            )
         return cls(data, None, None)
 
     @property

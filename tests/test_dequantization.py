@@ -146,7 +146,8 @@ def test_a_sample_s_draw_does_not_depend_on_its_batch(shape):
         assert torch.allclose(part.x, whole.x[5:], rtol=0, atol=1e-6), dequantizer
         assert torch.allclose(part.log_weight, whole.log_weight[5:], rtol=0, atol=1e-3), dequantizer
         for other in (dequantizer.draw(k, 5, 2), dequantizer.draw(k, 4, 3), dequantizer.draw(k, 4, 2, first=1)):
-            assert not torch.isclose(other.x, whole.x, rtol=0, atol=1e-6).any(), dequantizer
+            # Of so many numbers two may meet, but no more.
+            assert torch.isclose(other.x, whole.x, rtol=0, atol=1e-6).sum() <= 1, dequantizer
 
 
 @pytest.mark.parametrize("scaling", [(0.0, 1.0), (-1.0, 1.0), (-0.4242, 2.8215)], ids=str)

@@ -114,6 +114,9 @@ def test_the_mixture_in_short(tmp_path):
         pytest.param(["train.steps=abc"], "could not be converted to Integer", marks=pytest.mark.slow),
         (["sde=vpp"], "vpp"),
         (["+sde.beta_mn=1"], "sde.beta_mn: sde.VP has no such parameter"),
+        pytest.param(
+            ["experiment=sliced_score_matching", "data=mixture2d", "net=mlp"], "; ~net.fourier", marks=pytest.mark.slow
+        ),
         pytest.param(["sde.beta_min=abc"], "sde.beta_min: expected float, found 'abc'", marks=pytest.mark.slow),
         pytest.param(["train.learning_rate=-1"], "train.learning_rate must be positive", marks=pytest.mark.slow),
         (["task=likelihood"], "checkpoint="),

@@ -71,7 +71,7 @@ def test_noise_that_training_does_not_add_is_not_warned_of():
 def test_names_that_there_are_not_and_centres_of_nothing_are_refused():
     with pytest.raises(ConfigError, match="must be one of uniform, centres, found 'gaussian'"):
         Problem.of(digits(), "gaussian")
-    with pytest.raises(ConfigError, match="needs data of known levels; mixture2d are continuous"):
+    with pytest.raises(ConfigError, match="mixture2d are continuous: use dequantization=uniform"):
         Problem.of(mixture2d(train=5), "centres")
 
 
