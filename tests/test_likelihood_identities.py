@@ -293,11 +293,19 @@ def test_uniform_data_have_exactly_log2_levels_bits_through_the_flow(sde, levels
 PROBES = [(Hutchinson(16), 16), (Hutchinson(16, "orthogonal"), 16), (HutchPlusPlus(18), 6)]
 
 
+def small_mlp():
+    """And its last layer."""
+    net = MLP((1, 8, 8), width=32, depth=1)
+    return net, net.last[-1]
+
+
 def small_unet():
-    return UNet((1, 8, 8), channels=8, multipliers=(1,), blocks=1, attention=(False,))
+    """And its last layer."""
+    net = UNet((1, 8, 8), channels=8, multipliers=(1,), blocks=1, attention=(False,))
+    return net, net.leave[-1].layers[-1]
 
 
-NETS = [(lambda: MLP((1, 8, 8), width=32, depth=1), 256), pytest.param(small_unet, 64, marks=pytest.mark.slow)]
+NETS = [(small_mlp, 256), pytest.param(small_unet, 64, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("net, n", NETS, ids=["MLP", "UNet"])
@@ -305,8 +313,9 @@ NETS = [(lambda: MLP((1, 8, 8), width=32, depth=1), 256), pytest.param(small_une
 def test_probes_and_the_exact_divergence_agree_within_their_errors_on_digits(net, n, divergence, values):
     """z over the examples: of mean 0 and of the mean square of Student's t of the estimates less one."""
     torch.manual_seed(0)
-    model = ScoreNetwork(net(), VP(t_min=1e-3), "v")
-    nn.init.normal_(model.net.last[-1].weight, std=0.3)
+    layers, last = net()
+    model = ScoreNetwork(layers, VP(t_min=1e-3), "v")
+    nn.init.normal_(last.weight, std=0.3)
     x, _ = Uniform(17).draw(digits().test[:n])
     exact, found = (log_likelihood(model, x, d, steps=8) for d in (Exact(chunk=16), divergence))
     z = (found.log_prob - exact.log_prob) / found.stderr
