@@ -107,11 +107,16 @@ def _network(name: str, kind: str, make: Callable[[], nn.Module], shape: tuple[i
         return y if isinstance(y, Tensor) else y.sample
 
     one = (torch.zeros(1, *shape), torch.zeros(1))
+    size = sum(p.numel() for p in net.parameters())
+    return Network(name, kind, call, size, operations(lambda: call(*one)), kept(net, lambda: call(*one)))
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Of a call without gradients."""
     # The counter knows the products of attention, not every fused kernel.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call(*one)
-    size = sum(p.numel() for p in net.parameters())
-    return Network(name, kind, call, size, counter.get_total_flops(), kept(net, lambda: call(*one)))
+        call()
+    return counter.get_total_flops()
 
 
 def kept(net: nn.Module, call: Callable[[], Tensor]) -> int:

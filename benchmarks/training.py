@@ -24,8 +24,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import network
 import peers_network
@@ -135,9 +133,7 @@ def ours(net: nn.Module, settings: StepSettings = SETTINGS, device: str = "cpu")
 
 def operations(net: nn.Module, x: Tensor) -> int:
     """Of one forward pass for one image."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        net(x[:1], torch.zeros(1))
-    return counter.get_total_flops()
+    return network.operations(lambda: net(x[:1], torch.zeros(1)))
 
 
 def timed(calls: dict[str, Callable[[], object]], rounds: int, least: float = 0.1) -> dict[str, list[float]]:

@@ -14,7 +14,6 @@ value is that of x_{k-1} about it, beta_tilde_k + E (mean of q - mean of p)^2, o
 [beta_tilde, beta] (Bao et al., "Analytic-DPM", 2022, eq. 8).
 """
 
-import math
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -23,10 +22,11 @@ from torch import Tensor
 
 from models.level_sampling import IndexSampler, LevelTable, UniformIndex
 from models.network import ScoreNetwork
-from models.objective import Losses, Objective
+from models.objective import Losses, Objective, noise_like
+from models.weighting import require_positive
 from sde import Decoder, DiscretizedGaussian, GaussianChain, Prediction
 from sde.base import expand
-from sde.bound_terms import WEIGHTS, prior_divergence, reconstruction, transition_divergence
+from sde.bound_terms import WEIGHTS, last_divergence, reconstruction, transition_divergence
 from sde.discrete import LEARNED, check_variance
 from sde.levels import Levels, level_times
 
@@ -101,7 +101,7 @@ class ChainObjective(Objective):
 
     def _draw(self, model: ScoreNetwork, x0: Tensor, k: Tensor, generator, condition: dict) -> _Draw:
         at, learned = self.levels(model.sde, x0).at(k), self.variance == LEARNED
-        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        eps = noise_like(x0, generator)
         x_k = expand(at.alpha, x0) * x0 + expand(at.sigma, x0) * eps
         extra = {"with_variance": True} if learned else {}
         x0_hat, eps_hat, *v = model.at_level(x_k, at.alpha, at.sigma, at.t, **extra, **condition)
@@ -118,8 +118,7 @@ class ChainObjective(Objective):
 
     def prior(self, x0: Tensor) -> Tensor:
         """L_T, ``(B,)``, in nats."""
-        end = self.chain.steps
-        return prior_divergence(x0, self.chain.alpha(end), self.chain.sigma(end), self.chain.prior_std)
+        return last_divergence(x0, self.chain)
 
 
 class VariationalBound(ChainObjective):
@@ -166,8 +165,7 @@ class Hybrid(ChainObjective):
         index: IndexSampler | None = None,
     ):
         super().__init__(chain, decoder, LEARNED, index)
-        if isinstance(weight, bool) or not 0 < weight < math.inf:
-            raise ValueError(f"Hybrid: weight must be a positive number, found {weight!r}")
+        require_positive("Hybrid: weight", weight)
         self.weight = weight
 
     def loss(self, model: ScoreNetwork, draw: _Draw, term: Tensor) -> Tensor:

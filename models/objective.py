@@ -21,6 +21,11 @@ class Losses(NamedTuple):
     log_snr: Tensor
 
 
+def noise_like(x0: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise of the shape, type and device of ``x0``; ``generator`` is on that device."""
+    return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+
+
 class Objective(nn.Module, ABC):
     """A loss of a score network on clean data."""
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from models.level_sampling import spread
 from models.network import ScoreNetwork
-from models.objective import Losses, Objective
+from models.objective import Losses, Objective, noise_like
 from sde import Decoder, GaussianSDE, Prediction
 from sde.base import Curve, expand, last_time
 from sde.bound_terms import pair_error, prior_divergence, reconstruction
@@ -83,7 +83,7 @@ class VariationalDiffusion(Objective):
 
     def _integrand(self, model: ScoreNetwork, x0: Tensor, t: Tensor, generator, condition) -> tuple[Tensor, Tensor]:
         """-lambda' |eps - eps_hat|^2 / (2 D) of each sample, and its log-SNR."""
-        curve, eps = model.sde.curve(t), _noise(x0, generator)
+        curve, eps = model.sde.curve(t), noise_like(x0, generator)
         point = _point(x0, eps, curve, t)
         pair = point.predict(model, condition)
         alpha, sigma = (expand(c, x0) for c in (point.alpha, point.sigma))
@@ -95,7 +95,7 @@ class VariationalDiffusion(Objective):
     def _last(self, model: ScoreNetwork, x0: Tensor, first: float, generator, condition: dict) -> Tensor:
         """-log p(x_0 | x_t) at t_min, ``(B,)``."""
         t = torch.full((len(x0),), first, device=x0.device, dtype=x0.dtype)
-        curve, eps = model.sde.curve(t), _noise(x0, generator)
+        curve, eps = model.sde.curve(t), noise_like(x0, generator)
         _scale_gradients(curve, torch.zeros_like(t))  # it is a matter of the ends
         point = _point(x0, eps, curve, t)
         alpha, sigma = (expand(c, x0) for c in (point.alpha, point.sigma))
@@ -111,10 +111,6 @@ class VariationalDiffusion(Objective):
         """KL(q(x_T | x_0) || prior), ``(B,)``."""
         end = torch.tensor(last, dtype=torch.float64, device=x0.device)
         return prior_divergence(x0, sde.alpha(end), sde.sigma(end), sde.prior_std)
-
-
-def _noise(x0: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
 
 
 def _point(x0: Tensor, eps: Tensor, curve: Curve, t: Tensor) -> _Point:

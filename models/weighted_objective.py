@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.network import ScoreNetwork
-from models.objective import Losses, Objective
+from models.objective import Losses, Objective, noise_like
 from models.time_sampling import TimeSampler, UniformTime
 from models.weighting import LikelihoodWeighting, Weighting, weighting_of
 
@@ -31,7 +31,7 @@ class WeightedObjective(Objective):
         self.check(model)
         sde = model.sde
         t = self.times.sample(len(x0), sde, generator, x0.device, x0.dtype)
-        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        eps = noise_like(x0, generator)
         squares = self.squared_error(model, x0, eps, t, generator, **condition)
         weight, importance = self.weighting(t, sde, model), self.times.importance(t, sde)
         if self.weighting.integral:

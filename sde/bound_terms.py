@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sde.base import expand
 from sde.decoder import Decoder
+from sde.discrete import GaussianChain
 from sde.levels import Levels
 from sde.score import Prediction
 
@@ -31,6 +32,11 @@ def prior_divergence(x0: Tensor, alpha: Tensor, sigma: Tensor, prior_std: float)
     excess = (sigma / prior_std).square() - 1
     squares = (alpha.to(x0) / prior_std * x0).square().flatten(1).sum(1)
     return 0.5 * (squares + x0[0].numel() * (excess - torch.log1p(excess)).to(x0))
+
+
+def last_divergence(x0: Tensor, chain: GaussianChain) -> Tensor:
+    """L_T of a chain, ``(B,)``."""
+    return prior_divergence(x0, chain.alpha(chain.steps), chain.sigma(chain.steps), chain.prior_std)
 
 
 def pair_error(x0: Tensor, eps: Tensor, pair: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sde import DiscretizedGaussian, GaussianChain, Noise, ScoreModel
 from sde.base import require_count
-from sde.bound_terms import WEIGHTS, prior_divergence, reconstruction, transition_divergence, variance_terms
+from sde.bound_terms import WEIGHTS, last_divergence, reconstruction, transition_divergence, variance_terms
 from sde.discrete import LEARNED, check_variance
 from sde.levels import Levels
 from solvers.base import counting, require_variance
@@ -104,7 +104,7 @@ def elbo(
     _check(model, x0, chain, decoder, variance, draws, reference)
     plan, noise, variance = Levels.of(model.sde, chain, x0), Noise(seed, first), WEIGHTS.get(variance, variance)
     with torch.no_grad(), counting(model) as calls:
-        prior = _prior(chain, x0)
+        prior = last_divergence(x0, chain)
         losses = [_losses(model, x0, chain, plan, decoder, variance, noise, draw, reference) for draw in range(draws)]
     last, between, steps = (torch.stack(parts) for parts in zip(*losses, strict=True))
     stderr = (last + between).std(0) / math.sqrt(draws) if draws > 1 else None
@@ -130,11 +130,6 @@ def _check(model, x0, chain, decoder, variance, draws, reference) -> None:
             )
     else:
         check_variance(variance, "elbo")
-
-
-def _prior(chain: GaussianChain, x0: Tensor) -> Tensor:
-    """L_T, ``(B,)``."""
-    return prior_divergence(x0, chain.alpha(chain.steps), chain.sigma(chain.steps), chain.prior_std)
 
 
 def _losses(model, x0, chain, plan, decoder, variance, noise, draw, reference) -> tuple[Tensor, Tensor, Tensor]:

@@ -1261,8 +1261,8 @@ MUTANTS = [
     Mutant(
         "bound weighed with half of the posterior",
         "sde/bound_terms.py",
-        "excess - torch.log1p(excess)).to(x0))\n\n\ndef pair_error",
-        "excess).to(x0))\n\n\ndef pair_error",
+        "excess - torch.log1p(excess)).to(x0))\n\n\ndef last_divergence",
+        "excess).to(x0))\n\n\ndef last_divergence",
         ("tests/solvers/test_bound.py", "-k", "definition"),
     ),
     Mutant(
