@@ -23,6 +23,7 @@ from experiments.metrics import auroc
 from experiments.resume import Partial, digest, source_of
 from experiments.run import Run, replacing
 from experiments.session import Session, load_model
+from experiments.training_state import flat
 from models import GaussianMixture
 from sde import GaussianChain, GaussianSDE, ScoreModel
 from solvers import Divergence, ProbabilityFlow, log_likelihood
@@ -214,7 +215,7 @@ def keeper_of(session: Session) -> Partial:
     """Where the evaluation keeps what it has, begun from what ``resume`` says."""
     config, run = session.config, session.run
     whole = OmegaConf.to_container(config, resolve=True)  # whose parts may refer to others
-    settings = _flat({name: whole[name] for name in ("likelihood", "data", "under", "seed")})
+    settings = flat({name: whole[name] for name in ("likelihood", "data", "under", "seed")})
     settings.pop("likelihood.ode_subset")  # which is a pass of its own
     settings["checkpoint"] = digest(checkpoint.find(config.checkpoint))
     run.path("likelihood", "examples.csv")  # makes the folder
@@ -330,11 +331,3 @@ def _report_ways(session: Session, model: ScoreModel, ways: Tensor, rmse: float)
 def _as_x(session: Session, values: Tensor) -> Tensor:
     """As training sees them."""
     return session.problem.x(values, torch.Generator().manual_seed(session.config.seed))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found = {}
-    for name, value in tree.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found

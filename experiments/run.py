@@ -1,9 +1,16 @@
-"""The folder of a run: who owns it, how it ended, and what it measured."""
+"""The folder of a run: who owns it, how it ended, and what it measured.
+
+A run holds a lock on its folder that the system takes back when the process ends, however it ends: a second run in the
+folder is refused at once, and one that died leaves nothing behind that must be cleared away.
+"""
 
 import csv
+import io
 import json
+import logging
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows: there the process number in status.json decides
+    fcntl = None
+
+log = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"
 PARTIAL = ("likelihood", "partial.npz")
 _PACKAGES = ("torch", "torchdiffeq", "numpy", "hydra-core", "scikit-learn", "matplotlib")
 
@@ -25,23 +39,36 @@ class RunFolderTaken(ValueError):
 class Run:
     """One run's folder: ``status.json``, ``metrics.csv``, ``summary.json``, and folders of checkpoints and figures.
 
-    Creating it claims the folder; a folder that holds a run already is refused, so that nothing is overwritten, but for
-    an unfinished one that left a ``partial`` result, which is taken up again where ``resume`` says so.
+    Creating it claims the folder. A folder that holds a run already is refused, so that nothing is overwritten, but for
+    one that can be gone on with (``unfinished``), where ``resume`` says so. Raises ``RunFolderTaken``, or ``OSError``
+    where nothing can be written.
     """
 
     def __init__(self, folder: str | Path, task: str, resume: bool = False):
         self.folder, self.started, self.summary = Path(folder), time.time(), {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._status = {"task": task, "state": "running", "pid": os.getpid(), "started": _now()}
+        self._lock = _locked(self.folder)
+        if self._lock is None:
+            raise RunFolderTaken(being_written(self.folder))
+        if hasattr(os, "register_at_fork"):  # a child that outlives this process must not keep the folder
+            os.register_at_fork(after_in_child=self._lock.close)
         status = self.folder / "status.json"
-        if resume and unfinished(self.folder):
-            self.summary = _read_json(self.folder / "summary.json")
-            os.rename(status, status.with_suffix(".before.json"))  # of two that try, one succeeds
-        try:
-            with status.open("x") as file:
-                json.dump(self._status, file, indent=2)
-        except FileExistsError:
-            raise RunFolderTaken(taken(self.folder, "a run", "hydra.run.dir")) from None
+        if status.exists():
+            if not (resume and unfinished(self.folder)):
+                self._lock.close()
+                raise RunFolderTaken(taken(self.folder, "a run", "hydra.run.dir"))
+            self._go_on(status)
+        self._status = {"task": task, "state": "running", "pid": os.getpid(), "host": socket.gethostname()}
+        self._status["started"] = _now()
+        write_json(status, self._status)
+
+    def _go_on(self, status: Path) -> None:
+        """Where a former run of this folder ended."""
+        former = _read_json(status)
+        if former.get("state") == "running":
+            log.warning("the run in %s (%s) died without an end; going on in its place", self.folder, _owner(former))
+        self.summary = _read_json(self.folder / "summary.json")
+        os.replace(status, status.with_suffix(".before.json"))
 
     @property
     def partial(self) -> Path:
@@ -63,15 +90,28 @@ class Run:
         """Record how the run ended: "done", "failed" or "interrupted"."""
         self._status |= {"state": state, "ended": _now(), "seconds": round(time.time() - self.started, 2)}
         write_json(self.path("status.json"), self._status | ({"error": error} if error else {}))
+        self._lock.close()
 
 
 class Metrics:
-    """Rows of numbers in a CSV file, written through at once."""
+    """Rows of numbers in a CSV file, written through at once.
 
-    def __init__(self, path: Path, columns: tuple[str, ...]):
-        self.file = path.open("x", newline="")
+    With ``keep``, rows up to this step stay, of ``source`` if that is another file, and the file is gone on with.
+    Raises ``FileExistsError`` for a file that is there, without.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], keep: int | None = None, source: Path | None = None):
+        if keep is None:
+            path.touch(exist_ok=False)
+        lines = [] if keep is None else _rows_until(source or path, keep, columns)
+        with replacing(path) as file:
+            text = io.TextIOWrapper(file, newline="", write_through=True)
+            writer = csv.DictWriter(text, columns)
+            writer.writeheader()
+            writer.writerows(lines)
+            text.detach()
+        self.file = path.open("a", newline="")
         self.writer = csv.DictWriter(self.file, columns)
-        self.writer.writeheader()
 
     def row(self, **values: Any) -> None:
         """One row; columns without a value stay empty."""
@@ -83,6 +123,15 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+
+def _rows_until(path: Path, step: int, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The whole rows of a file of metrics up to a step, under the columns that there are now; none of no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and None not in row.values()]
+    return [{name: row.get(name, "") for name in columns} for row in rows if int(row["step"]) <= step]
 
 
 def provenance() -> dict[str, Any]:
@@ -126,10 +175,49 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether the folder holds a run that ended, or died, before it was done, and a partial result to go on from."""
-    status = _read_json(folder / "status.json")
-    died = status.get("state") == "running" and not _alive(status["pid"])
-    return (died or status.get("state") in ("interrupted", "failed")) and folder.joinpath(*PARTIAL).is_file()
+    """Whether the folder holds a run that no process works on any more, and something of it to go on from.
+
+    A trained network is something to go on from: with more steps, or to what comes after the training.
+    """
+    if not (folder / "status.json").is_file() or not _free(folder):
+        return False
+    begun = folder.joinpath(*PARTIAL).is_file() or any(folder.joinpath(CHECKPOINTS).glob("*.pt"))
+    return begun or _read_json(folder / "status.json").get("state") != "done"
+
+
+def being_written(folder: Path) -> str:
+    """What to tell someone whose output folder another process writes into at this moment."""
+    owner = _owner(_read_json(folder / "status.json"))
+    return f"{folder} is being written by another run ({owner}); wait for its end, or choose another hydra.run.dir"
+
+
+def _owner(status: dict[str, Any]) -> str:
+    return f"process {status.get('pid', 'unknown')} on {status.get('host', 'this machine')}"
+
+
+def _locked(folder: Path) -> BinaryIO | None:
+    """An open file that holds the lock of the folder until it is closed; None where another process holds it."""
+    file = (folder / ".lock").open("ab")
+    if fcntl is None:
+        status = _read_json(folder / "status.json")
+        if status.get("state") == "running" and status["pid"] != os.getpid() and _alive(status["pid"]):
+            file.close()
+            return None
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _free(folder: Path) -> bool:
+    lock = _locked(folder)
+    if lock is None:
+        return False
+    lock.close()
+    return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,6 +26,13 @@ class Train:
     fused: bool = MISSING
     accumulate: int = MISSING
     data_on_device: Any = MISSING
+    workers: int = MISSING
+    save_every: int = MISSING
+    keep_every: int = MISSING
+    early_stop: int | None = None
+    max_bad_steps: int = MISSING
+    watch_every: int = MISSING
+    distributed: str = MISSING
 
 
 @dataclass
@@ -87,6 +94,7 @@ class Config:
     data: Any = MISSING
     objective: Any = MISSING
     train: Train = field(default_factory=Train)
+    logger: Any = MISSING
     likelihood: LikelihoodSettings = field(default_factory=LikelihoodSettings)
     compare: Compare = field(default_factory=Compare)
     ood: OutOfDistribution = field(default_factory=OutOfDistribution)

@@ -1,45 +1,60 @@
-"""Training: batches, a warm-up with cosine decay, what is measured on the way, and a checkpoint at the end.
+"""Training: the loop over steps, what is measured on the way, and the checkpoints that it goes on from after any end.
 
 Each step is that of ``experiments.stepper``. The host reads what steps measured every ``train.log_every`` of them, and
 waits for the device then and only then. A row of ``metrics.csv`` and the rows of ``loss_by_log_snr.csv`` are means over
 the steps since the last ones. Validation has the averaged weights, the same noise each time, float32 whatever the
 precision of the training, and the model and the objective in evaluation mode, so that nothing learns from it.
+
+A training that was ended by a signal or by force goes on from its last checkpoint with ``resume``: the same steps, to
+the last bit on the same machine. Each checkpoint that ``train.save_every`` asks for is judged by its validation loss:
+that of the lowest is best.pt, and ``train.early_stop`` of them in a row that are no better end the training.
 """
 
 import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+from models.share import Share
 from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments import checkpoint, tally
+from experiments import checkpoint, processes, signals, tally
 from experiments.build import ConfigError, build
+from experiments.nan_report import TrainingDiverged, nan_report
+from experiments.order import batches
 from experiments.problem import Problem, build_model
+from experiments.retention import BEST, Kept
 from experiments.run import Metrics, Run
 from experiments.stepper import Stepper, StepSettings
 from experiments.tally import Tallied
+from experiments.training_state import Progress, State, require_same_training
 from models import Objective, ScoreNetwork
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "loss", "validation_loss", "gradient_norm", "learning_rate", "samples_per_second", "seconds")
-NOISE_LEVELS = "loss_by_log_snr.csv"
+METRICS, NOISE_LEVELS = "metrics.csv", "loss_by_log_snr.csv"
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss or its gradient is not finite."""
+class OutOfMemory(RuntimeError):
+    """A step of the training needs more memory than there is."""
 
 
 def check(settings: DictConfig, device: torch.device, shape: tuple[int, ...], learned: bool = False) -> None:
     """Refuse training settings that can't work: on this device, for samples of this shape, for such a schedule."""
-    for name in ("steps", "learning_rate", "log_every"):
+    for name in ("steps", "learning_rate", "log_every", "save_every", "max_bad_steps"):
         if not settings[name] > 0:
             raise ConfigError(f"train.{name} must be positive, found {settings[name]}")
-    if settings.warmup < 0:
-        raise ConfigError(f"train.warmup must be at least 0, found {settings.warmup}")
+    for name in ("warmup", "workers", "keep_every", "watch_every"):
+        if settings[name] < 0:
+            raise ConfigError(f"train.{name} must be at least 0, found {settings[name]}")
+    if settings.early_stop is not None and settings.early_stop < 1:
+        raise ConfigError(f"train.early_stop must be at least 1, or null for none, found {settings.early_stop}")
     if settings.data_on_device not in ("auto", True, False):
         raise ConfigError(f"train.data_on_device must be auto, true or false, found {settings.data_on_device!r}")
     StepSettings.of(settings).require(device, shape, learned)
@@ -65,108 +80,161 @@ def learning_rate(step: int, settings: DictConfig) -> float:
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
-def fits(values: Tensor, device: torch.device) -> bool:
-    """Whether data may lie on a device: on a GPU in a quarter of its free memory, on any other always."""
-    if device.type != "cuda":
-        return True
-    return values.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
-
-
-def batches(
-    problem: Problem, size: int, device: torch.device, generator: torch.Generator, on_device: bool | str = "auto"
-) -> Iterator[Tensor]:
-    """Endless batches of x on the device, in a new order each epoch, with fresh dequantization noise.
-
-    The data lie on the device, where they fit or ``on_device`` is True, or else on the host, which then draws the order
-    and sends each batch from pinned memory, without waiting for it.
-    """
-    values = problem.data.train
-    resident = fits(values, device) if on_device == "auto" else on_device
-    home = device if resident else values.device
-    away = home.type != device.type
-    shuffle = torch.Generator(home).manual_seed(generator.initial_seed()) if away else generator
-    values, order = values.to(home), torch.empty(0, dtype=torch.long, device=home)
-    while True:
-        while len(order) < size:
-            order = torch.cat((order, torch.randperm(len(values), generator=shuffle, device=home)))
-        index, order = order[:size], order[size:]
-        batch = values[index].pin_memory() if away else values[index]
-        yield problem.x(batch.to(device, non_blocking=True), generator)
-
-
 def train(config: DictConfig, problem: Problem, device: torch.device, run: Run) -> ScoreNetwork:
     """Train the configured score network and save it; returns it with the averaged weights.
 
-    An interrupt saves the weights reached so far before it goes on its way. Raises ``TrainingDiverged``.
+    After an early stop they are those of the lowest validation loss.
+    With ``resume`` the training goes on from a checkpoint. Raises ``signals.Interrupted`` after a signal, once the step
+    at hand is finished and saved; ``TrainingDiverged``; ``OutOfMemory``; ``OSError`` where nothing can be written.
     """
-    settings = config.train
+    settings, group = config.train, processes.current()
     torch.manual_seed(config.seed)
     model = build_model(config, problem.convention(), problem.data.train).to(device)
     check(settings, device, problem.data.shape, model.sde.learned)
     parameters = sum(p.numel() for p in model.parameters())
     log.info("training %s parameters for %d steps on %s", f"{parameters:,}", settings.steps, device)
-    loop, started = _Loop(config, problem, device, model), time.time()
-    average = loop.stepper.average
-    try:
-        with Metrics(run.path("metrics.csv"), COLUMNS) as metrics, Metrics(run.path(NOISE_LEVELS), tally.COLUMNS) as at:
-            loop.run(metrics, at)
-    finally:
-        file = run.path("checkpoints", "last.pt")
-        checkpoint.save(file, model, average.state, config, problem.convention(), loop.step)
-        log.info("step %d is saved in %s", loop.step, file)
-    model.load_state_dict(average.state)
-    run.note(
-        training={"steps": loop.step, "seconds": time.time() - started, "parameters": parameters, "loss": loop.recent}
-    )
+    torch.manual_seed(config.seed + group.rank)  # of dropout: each process has other samples
+    with signals.deferred(), explaining_memory():
+        loop = _Loop(config, problem, device, model, run)
+        loop.begin(config.resume)
+        loop.go()
+    if signals.requested():
+        raise signals.Interrupted(signals.requested())
+    run.note(training={"parameters": parameters} | loop.summary())
+    model.load_state_dict(loop.final())
     return model.eval()
 
 
-class _Loop:
-    """The steps of one training."""
+@contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Out of memory becomes one sentence with the cures; to change the batch silently would change the training."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"a step of the training needs more memory than there is ({str(error).splitlines()[0]}); train.accumulate=2 "
+            "(or 4, ...) makes it in parts for the same gradient, train.precision=bfloat16 halves the activations, a "
+            "smaller train.batch_size is another training; with resume=auto it goes on from its last checkpoint"
+        ) from error
 
-    def __init__(self, config: DictConfig, problem: Problem, device: torch.device, model: ScoreNetwork):
-        self.settings, self.model, self.step, self.recent = config.train, model, 0, math.nan
-        self.device, self.objective = device, build_objective(config, model).to(device)
+
+class _Loop:
+    """The steps of one training, from its beginning or from a checkpoint."""
+
+    def __init__(self, config: DictConfig, problem: Problem, device: torch.device, model: ScoreNetwork, run: Run):
+        self.config, self.settings, self.problem, self.device = config, config.train, problem, device
+        self.model, self.group, self.progress = model, processes.current(), Progress()
+        self.objective, step = build_objective(config, model).to(device), StepSettings.of(config.train)
         generator = torch.Generator(device).manual_seed(config.seed)
-        size, where = config.train.batch_size, config.train.data_on_device
-        self.batches = batches(problem, size, device, generator, where)
+        self.share = Share(generator, self.group.rank, self.group.count, step.accumulate)
+        self.stepper = Stepper(model, self.objective, step, generator, self.group)
+        self.state = State(self.stepper, generator, problem.data.train, self.group)
         held_out = torch.Generator().manual_seed(config.seed)
         self.validation = problem.x(problem.data.validation[:512], held_out).to(device)
-        self.stepper = Stepper(model, self.objective, StepSettings.of(config.train), generator)
+        self.run, self.kept = run, Kept(Path(self.group.broadcast(str(run.folder))))
+        self.recent, self.validated, self.saved, self.resumed = math.nan, math.nan, None, None
 
-    def run(self, metrics: Metrics, noise_levels: Metrics) -> None:
-        """All steps, with rows of metrics every ``log_every``."""
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.progress.step
+
+    def begin(self, resume: str | None) -> None:
+        """At the first step, or where the checkpoint that ``resume`` names was made."""
+        file, content = self.kept.find(resume, self.group)
+        if file is not None:
+            require_same_training(file, content, self.config, self.problem.data.train)
+            self.progress = self.state.restore(content, self.model)
+            self.resumed = {"file": str(file), "step": self.step}
+            self.kept.adopt(file)
+        keep, source = (self.step if resume else None), (file.parent.parent if file else self.run.folder)
+        self.rows = Metrics(self.run.path(METRICS), COLUMNS, keep, source / METRICS)
+        self.levels = Metrics(self.run.path(NOISE_LEVELS), tally.COLUMNS, keep, source / NOISE_LEVELS)
+
+    def go(self) -> None:
+        """All steps that are left, with rows of metrics every ``log_every``, and checkpoints."""
         self.model.train()
-        since = time.time()
-        with tqdm(total=self.settings.steps, unit="step", disable=None, dynamic_ncols=True) as bar:
-            while self.step < self.settings.steps:
-                self.stepper(next(self.batches), learning_rate(self.step, self.settings))
-                self.step += 1
+        stream = batches(self.problem, self.config, self.device, self.share, self.progress.samples)
+        hidden = None if self.group.is_first else True
+        bar = tqdm(total=self.settings.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+        with bar, self.rows, self.levels:
+            since = time.time()
+            while not self._over():
+                self.stepper(next(stream), learning_rate(self.step, self.settings))
+                self.progress.step += 1
+                self.progress.samples += self.settings.batch_size
                 bar.update()
-                if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
-                    found = self._read()
-                    self._record(metrics, found, time.time() - since, bar)
-                    self._record_noise_levels(noise_levels, found)
+                if self._due("log_every"):
+                    self._look(time.time() - since, bar)
                     since = time.time()
+            if self.saved != self.step:
+                self._save()
+
+    def final(self) -> dict[str, Tensor]:
+        """The weights that the training comes to: the average, or the best one after an early stop."""
+        best = self.kept.folder / BEST
+        if not self._stopped_early() or not best.is_file():
+            return self.stepper.average.state
+        log.info("stopped early, at step %d: taking the weights of step %d", self.step, self.progress.best_step)
+        return checkpoint.read(best)["ema"]
+
+    def summary(self) -> dict[str, Any]:
+        """What there is to say of the training as a whole."""
+        found = {"steps": self.step, "seconds": self.progress.seconds, "loss": self.recent}
+        if self.progress.best_step:
+            found["best"] = {"step": self.progress.best_step, "validation_loss": self.progress.best}
+        return found | {"stopped_early": self._stopped_early(), "resumed_from": self.resumed}
+
+    def _over(self) -> bool:
+        if self.step >= self.settings.steps or self._stopped_early():
+            return True
+        # Processes that hear of a signal one after the other must stop at the same step.
+        return self.group.any(signals.requested() is not None, every=10, step=self.step)
+
+    def _stopped_early(self) -> bool:
+        return self.settings.early_stop is not None and self.progress.stale >= self.settings.early_stop
+
+    def _due(self, name: str) -> bool:
+        """Whether it is time, after a step whose metrics are due, for what comes every so many steps."""
+        every, last = self.settings[name], self.step - (self.step - 1) % self.settings.log_every - 1
+        return every > 0 and (self.step // every > last // every or self.step == self.settings.steps)
+
+    def _look(self, seconds: float, bar: tqdm) -> None:
+        """Read and record what the steps since the last time measured, and save what is due."""
+        self.progress.seconds += seconds
+        found = self._read()
+        self.validated = self._validate()
+        if found.good:  # or else nothing happened, nothing was measured
+            self._record(found, seconds, bar)
+            self._record_noise_levels(found)
+        if self._due("save_every"):
+            self._save(regular=True)
 
     def _read(self) -> Tallied:
-        """What the steps since the last time measured; raises ``TrainingDiverged`` where it is not finite."""
+        """What the steps since the last time measured; raises ``TrainingDiverged`` after too many bad ones in a row."""
         found = self.stepper.tally.read()
-        if found.first is not None and self.stepper.scale.diverged():
+        if found.first is None:
+            return found
+        bad = self.step - found.steps + found.first
+        low, high = found.levels or (None, None)
+        where = f"at log-SNR {low:.3g} to {high:.3g}" if found.levels else "in the gradient alone"
+        if found.run >= self.settings.max_bad_steps:
+            path = self.run.path("nan_report.json")
+            nan_report(path, self.stepper, found, self.problem.data.train, self.step, bad)
             raise TrainingDiverged(
-                f"the loss or its gradient stopped being finite in step {self.step - found.steps + found.first}; that "
-                "step and any other such one changed nothing. Lower train.learning_rate, or check the data"
+                f"the loss or its gradient stopped being finite in step {bad} ({where}), {found.run} steps in a row, "
+                "which changed nothing, nor is the last checkpoint of them: lower train.learning_rate, or check the "
+                f"data; more is in {path}"
             )
+        log.warning("step %d was not finite (%s) and changed nothing", bad, where)
         return found
 
-    def _record(self, metrics: Metrics, found: Tallied, seconds: float, bar: tqdm) -> None:
-        if not found.good:  # a loss scale that is still too large: nothing happened, nothing was measured
-            return
+    def _record(self, found: Tallied, seconds: float, bar: tqdm) -> None:
         speed, self.recent = found.steps * self.settings.batch_size / seconds, found.loss
-        metrics.row(
+        self.rows.row(
             step=self.step,
             loss=found.loss,
-            validation_loss=self._validate(),
+            validation_loss=self.validated,
             gradient_norm=found.norm,
             seconds=seconds,
             learning_rate=learning_rate(self.step - 1, self.settings),
@@ -176,10 +244,10 @@ class _Loop:
         if bar.disable and self.step % (10 * self.settings.log_every) == 0:
             log.info("step %d of %d: loss %.4f, %.0f samples/s", self.step, self.settings.steps, found.loss, speed)
 
-    def _record_noise_levels(self, noise_levels: Metrics, found: Tallied) -> None:
+    def _record_noise_levels(self, found: Tallied) -> None:
         """The loss in each bin of log-SNR; where there was none, it stays empty."""
         for (low, high), mean, count in zip(self.stepper.tally.bins(), found.means, found.counts, strict=True):
-            noise_levels.row(step=self.step, low=low, high=high, count=count, **({"mean": mean} if count else {}))
+            self.levels.row(step=self.step, low=low, high=high, count=count, **({"mean": mean} if count else {}))
 
     @torch.no_grad()
     def _validate(self) -> float:
@@ -194,3 +262,14 @@ class _Loop:
         finally:
             for module in modules:
                 module.train()
+
+    def _save(self, regular: bool = False) -> None:
+        """Write a checkpoint; a ``regular`` one is judged, and kept where it is due."""
+        best = regular and self.progress.judge(self.validated)
+        state, keep = self.state.content(self.progress), regular and self._due("keep_every")
+        if self.group.is_first:
+            content = self.model, self.stepper.average.state, self.config, self.problem.convention(), self.step, state
+            file = self.kept.save(lambda path: checkpoint.save(path, *content), self.step, best, keep)
+            on_the_way = regular and self.step < self.settings.steps
+            log.log(logging.DEBUG if on_the_way else logging.INFO, "step %d is saved in %s", self.step, file)
+        self.saved = self.step

@@ -251,5 +251,5 @@ def test_a_mistake_gets_one_clear_message(tmp_path, of_plane, task, overrides, w
 
 def test_every_setting_is_part_of_what_a_partial_result_belongs_to(of_plane):
     config = configuration(*PLANE)
-    flat = likelihood_tasks._flat(OmegaConf.to_container(config.likelihood))
+    flat = likelihood_tasks.flat(OmegaConf.to_container(config.likelihood))
     assert flat["divergence.probes"] == 2 and flat["t_min"] is None and "split" in flat
