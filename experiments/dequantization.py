@@ -25,6 +25,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from models.share import Source, share_of
 from sde import Noise
 
 FIRST_DRAW = 2**30
@@ -157,12 +158,13 @@ class Uniform(Dequantizer):
     def __post_init__(self) -> None:
         self._check_bins()
 
-    def dequantize(self, k: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def dequantize(self, k: Tensor, generator: Source = None) -> Tensor:
         """Levels k, integers of any shape, to float32 x of that shape, uniform inside each level's bin.
 
         generator: on the device of `k`; None is torch's global one. Raises ValueError for other levels or a float type.
         """
-        return self._placed(k, torch.rand(k.shape, generator=generator, device=k.device))
+        u = share_of(lambda shape, g: torch.rand(shape, generator=g, device=k.device), k.shape, generator)
+        return self._placed(k, u)
 
     def draw(self, k: Tensor, seed: int = 0, number: int = 0, first: int = 0) -> Drawn:
         x = self._placed(k, uniforms(k, seed, number, first).float())

@@ -15,8 +15,9 @@ from experiments.data import Data
 from experiments.dequantization import Uniform
 from models import EDMRow, LearnedVariance, LevelHead, ScoreNetwork
 from models.parametrization import ROWS, Parametrization
+from models.share import Source
 
-TRAINED_ON: dict[str, Callable[[Uniform, Tensor, torch.Generator | None], Tensor]] = {
+TRAINED_ON: dict[str, Callable[[Uniform, Tensor, Source], Tensor]] = {
     "uniform": Uniform.dequantize,
     "centres": lambda bins, k, generator: bins.centres(k),
 }
@@ -57,7 +58,7 @@ class Problem:
         """Values in one sample."""
         return math.prod(self.data.shape)
 
-    def x(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def x(self, values: Tensor, generator: Source = None) -> Tensor:
         """Continuous x of data values as training sees them: of discrete ones with fresh noise, or their centres."""
         return TRAINED_ON[self.trained_on](self.dequantizer, values, generator) if self.dequantizer else values
 

@@ -12,20 +12,31 @@ after a step that overflowed, which is then left out, and doubled after 2000 goo
 A batch in ``accumulate`` parts gives the mean of their gradients, which is the gradient of the batch for the same
 times and noise. The objective draws them part by part, one after another from the generator: each part has its own
 stratified times, over all of time.
+
+Several processes have a share of the batch each (``models.share``): the mean of their gradients is that of the batch,
+whatever their number. ``DistributedDataParallel`` sends gradients while the rest is still computed. It wraps objective
+and model together: to it, calls of the network, products with its Jacobian, and whatever an objective does inside are
+one forward pass, of which a parameter's gradient is ready once. All processes share one loss and one norm, and so one
+verdict on the step; weights and moments are the same in all, to the last bit.
 """
 
+import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from experiments.average import Average
 from experiments.build import ConfigError
+from experiments.processes import Processes, current
 from experiments.tally import Tally
-from models import Objective, ScoreNetwork
+from models import Losses, Objective, ScoreNetwork
+from models.share import Source
 
 
 class Precision(NamedTuple):
@@ -41,6 +52,8 @@ PRECISIONS = {
     "float16": Precision(torch.float16, 2.0**16),
 }
 
+_DDP = inspect.signature(DistributedDataParallel).parameters
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -48,7 +61,7 @@ class StepSettings:
 
     Parameters
     ----------
-    batch_size, accumulate: samples of a step, and in how many parts.
+    batch_size, accumulate: samples of a step, of all processes, and in how many parts.
     clip: the largest norm of the gradient. ema: decay of the average, in [0, 1).
     precision: "float32", "bfloat16" or "float16".
     channels_last: memory format of images and weights. compile: the network, by torch.compile.
@@ -86,7 +99,11 @@ class StepSettings:
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def require(self, device: torch.device, shape: tuple[int, ...], learned: bool = False) -> None:
-        """Refuse, by ``ConfigError``, a device, a shape of a sample, or a schedule that learns, for these settings."""
+        """Refuse, by ``ConfigError``, a device, a shape of a sample, or a schedule that learns, for these settings.
+
+        Likewise the number of the ``current()`` processes.
+        """
+        self._require_divisible(current().count)
         if self.cuda_graphs and device.type != "cuda":
             raise ConfigError(f"train.cuda_graphs needs a CUDA device, found {device}: use train.cuda_graphs=false")
         if self.cuda_graphs and learned:
@@ -101,6 +118,17 @@ class StepSettings:
             )
         if self.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise ConfigError(f"train.precision=bfloat16 is more than {device} can do: use float16 or float32")
+
+    def _require_divisible(self, count: int) -> None:
+        if self.batch_size % (count * self.accumulate):
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} is of all {count} processes together and can't be divided among "
+                f"them in {self.accumulate} parts: choose a multiple of {count * self.accumulate}"
+            )
+        if self.cuda_graphs and count > 1:
+            raise ConfigError(
+                f"train.cuda_graphs can't record what {count} processes say to each other: use train.cuda_graphs=false"
+            )
 
 
 class LossScale:
@@ -120,6 +148,10 @@ class LossScale:
             self.value.mul_(0.5 + 0.5 * good + grow * good)
             self.streak.mul_(~grow)
 
+    def excuses(self) -> Tensor:
+        """Whether a bad step is not one of the training's, (): a scale that is above 1 may be too large."""
+        return self.value > 1 if self.adapts else torch.zeros_like(self.value, dtype=torch.bool)
+
     def diverged(self) -> bool:
         """Whether steps are left out for another reason than the scale: it never was too large, or is not any more."""
         return not self.adapts or self.value.item() < 1
@@ -131,20 +163,32 @@ class Stepper:
     Parameters
     ----------
     model: on its device; ``channels_last`` changes the memory format of its weights.
-    objective: on the same device. generator: of all times and noise, on the same device.
+    objective: on the same device. generator: of all times and noise, on the same device; of several processes, in the
+        same state in all.
+    processes: that step together, by default the ``current()`` ones.
 
     Attributes
     ----------
     average: of the model's state. tally: what was measured since it was read last. scale: of the loss.
     """
 
-    def __init__(self, model: ScoreNetwork, objective: Objective, settings: StepSettings, generator: torch.Generator):
+    def __init__(
+        self,
+        model: ScoreNetwork,
+        objective: Objective,
+        settings: StepSettings,
+        generator: torch.Generator,
+        processes: Processes | None = None,
+    ):
         self.model, self.objective, self.settings, self.generator = model, objective, settings, generator
+        self.processes = processes or current()
+        self.source = self.processes.share(generator)
         self.device, self.precision = generator.device, PRECISIONS[settings.precision]
         self.format = torch.channels_last if settings.channels_last else torch.contiguous_format
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)
         self.trained = _compiled(model) if settings.compile else model
+        self.loss = _wrapped(_Loss(objective, self.trained), self.processes)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.rate = torch.zeros((), device=self.device)
         self.optimizer = torch.optim.Adam(
@@ -154,34 +198,42 @@ class Stepper:
             capturable=settings.cuda_graphs,
         )
         self.scale, self.average = LossScale(self.precision.scale, self.device), Average(model, settings.ema)
-        self.tally = Tally(*model.sde.log_snr_range, self.device)
+        self.tally = Tally(*model.sde.log_snr_range, self.device, processes=self.processes)
         self._adam = self._fused if settings.fused else self._plain
         self._run = _Recorded(self._step, generator) if settings.cuda_graphs else self._step
 
     def __call__(self, x: Tensor, rate: float, **condition: Tensor) -> None:
-        """One step on clean data ``x``, (B, ...), at a learning rate; ``condition``: (B, ...) of the network's own."""
+        """One step on clean data ``x``, (B, ...), at a learning rate; ``condition``: (B, ...) of the network's own.
+
+        Of several processes each brings its share of both, B of it.
+        """
         self.rate.fill_(rate)
         self._run({"x0": x.contiguous(memory_format=self.format), **condition})
 
     def _step(self, batch: dict[str, Tensor]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         parts = zip(*(value.chunk(self.settings.accumulate) for value in batch.values()), strict=True)
-        losses = [self._backward(dict(zip(batch, part, strict=True))) for part in parts]
+        losses = [self._backward(dict(zip(batch, part, strict=True)), i + 1) for i, part in enumerate(parts)]
         value, log_snr = (torch.cat(both) for both in zip(*losses, strict=True))
-        loss, norm = value.mean(), self._norm()
+        loss, norm = self.processes.mean(value.mean()), self._norm()
         good = torch.isfinite(loss + norm)
         self._adam(self.scale.value * (norm / self.settings.clip).clamp_min(1), good)
         self.average.update(good)
+        self.tally.add(loss, norm, good, value, log_snr, self.scale.excuses())
         self.scale.update(good)
-        self.tally.add(loss, norm, good, value, log_snr)
 
-    def _backward(self, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _backward(self, part: dict[str, Tensor], number: int) -> tuple[Tensor, Tensor]:
         """Adds the gradient of one part's share in the mean loss; returns its losses and their log-SNR."""
         dtype = self.precision.dtype
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            value, log_snr = self.objective(self.trained, generator=self.generator, **part)
-        (value.mean() * (self.scale.value / self.settings.accumulate)).backward()
+        with self._sending(number == self.settings.accumulate):
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                value, log_snr = self.loss(self.source, part)
+            (value.mean() * (self.scale.value / self.settings.accumulate)).backward()
         return value.detach(), log_snr.detach()
+
+    def _sending(self, last: bool) -> AbstractContextManager:
+        """Where the backward pass ends with the mean of all processes' gradients: in the last part."""
+        return nullcontext() if last or self.processes.count == 1 else self.loss.no_sync()
 
     def _norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -199,6 +251,26 @@ class Stepper:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate.item()
             self.optimizer.step()
+
+
+class _Loss(nn.Module):
+    """The objective of the model, as one module."""
+
+    def __init__(self, objective: Objective, model: ScoreNetwork):
+        super().__init__()
+        self.objective, self.model = objective, model
+
+    def forward(self, source: Source, part: dict[str, Tensor]) -> Losses:
+        return self.objective(self.model, generator=source, **part)
+
+
+def _wrapped(loss: _Loss, processes: Processes) -> nn.Module:
+    """The loss whose gradient is the mean of all processes'; it starts all at the first one's weights."""
+    if processes.count == 1:
+        return loss
+    # Buffers follow from what all processes know, and need not be sent; the word for it depends on torch's version.
+    word = next(w for w in ("forward_sync_buffers", "broadcast_buffers") if w in _DDP)
+    return DistributedDataParallel(loss, gradient_as_bucket_view=True, **{word: False})
 
 
 def _compiled(model: ScoreNetwork) -> ScoreNetwork:

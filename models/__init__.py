@@ -14,6 +14,7 @@ from models.network import ScoreNetwork
 from models.objective import Losses, Objective
 from models.parametrization import DataRow, EDMRow, NoiseRow, Parametrization, ScoreRow, VelocityRow, VRow
 from models.score_matching import DenoisingScoreMatching, denoising_score_matching
+from models.share import Share
 from models.time_sampling import FixedTimes, LogNormal, SingleTime, TimeSampler, UniformLogSNR, UniformTime
 from models.unet import UNet
 from models.vdm import VariationalDiffusion
@@ -48,6 +49,7 @@ __all__ = [
     "Parametrization",
     "ScoreNetwork",
     "ScoreRow",
+    "Share",
     "SimpleWeighting",
     "SingleTime",
     "SinusoidalEmbedding",

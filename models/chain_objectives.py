@@ -23,6 +23,7 @@ from torch import Tensor
 from models.level_sampling import IndexSampler, LevelTable, UniformIndex
 from models.network import ScoreNetwork
 from models.objective import Losses, Objective, noise_like
+from models.share import Source, gathered
 from models.weighting import require_positive
 from sde import Decoder, DiscretizedGaussian, GaussianChain, Prediction
 from sde.base import expand
@@ -80,14 +81,14 @@ class ChainObjective(Objective):
                 "LearnedVariance(row), or use VariationalBound(chain, variance='beta') or DenoisingScoreMatching"
             )
 
-    def forward(self, model: ScoreNetwork, x0: Tensor, generator: torch.Generator | None = None, **condition) -> Losses:
+    def forward(self, model: ScoreNetwork, x0: Tensor, generator: Source = None, **condition) -> Losses:
         self._check_kind(model)
         k, p = self.index.sample(len(x0), generator, x0.device)
         draw = self._draw(model, x0, k, generator, condition)
         term = self._term(draw)
         self.checked = True
-        if self.training and torch.is_grad_enabled():  # the losses of held-out data are not for learning
-            self.index.observe(k, term)
+        if self.index.learns and self.training and torch.is_grad_enabled():  # held-out losses are not for learning
+            self.index.observe(*gathered(generator, k, term.detach()))
         rate = 1 / (self.chain.steps * p).to(x0)
         return Losses(rate * self.loss(model, draw, term) + self.constant(x0), draw.at.log_snr)
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.network import ScoreNetwork
+from models.share import Source, share_of
 from models.time_sampling import TimeSampler
 from models.weighted_objective import WeightedObjective
 from models.weighting import Weighting
@@ -45,7 +46,7 @@ class _Targetless(WeightedObjective):
             )
 
     def squared_error(
-        self, model: ScoreNetwork, x0: Tensor, eps: Tensor, t: Tensor, generator: torch.Generator | None, **condition
+        self, model: ScoreNetwork, x0: Tensor, eps: Tensor, t: Tensor, generator: Source, **condition
     ) -> Tensor:
         graph, alpha, sigma = torch.is_grad_enabled(), model.sde.alpha(t), model.sde.sigma(t)
         # The fused kernels of attention have no second derivative.
@@ -63,7 +64,7 @@ class _Targetless(WeightedObjective):
         return (torch.hypot(alpha, sigma) / alpha).square() * of_noise
 
     @abstractmethod
-    def parts(self, eps_hat: Tensor, product: Product, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def parts(self, eps_hat: Tensor, product: Product, generator: Source) -> tuple[Tensor, Tensor]:
         """|eps_hat|^2 and its divergence, ``(B,)``, or estimates; ``product``: J^T v of its Jacobian J."""
 
 
@@ -84,7 +85,7 @@ class ImplicitScoreMatching(_Targetless):
         require_count(chunk, "ImplicitScoreMatching: chunk")
         self.chunk = chunk
 
-    def parts(self, eps_hat: Tensor, product: Product, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def parts(self, eps_hat: Tensor, product: Product, generator: Source) -> tuple[Tensor, Tensor]:
         size = eps_hat[0].numel()
         unit = torch.eye(size, device=eps_hat.device, dtype=eps_hat.dtype)
         basis = unit.reshape(size, 1, *eps_hat.shape[1:]).expand(size, *eps_hat.shape)
@@ -131,8 +132,9 @@ class SlicedScoreMatching(_Targetless):
             raise ValueError(f"SlicedScoreMatching: probe must be one of {', '.join(PROBES)}, found {probe!r}")
         self.probes, self.probe, self.variance_reduced = probes, probe, variance_reduced
 
-    def parts(self, eps_hat: Tensor, product: Product, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        v = PROBES[self.probe]((self.probes, *eps_hat.shape), generator, eps_hat)
+    def parts(self, eps_hat: Tensor, product: Product, generator: Source) -> tuple[Tensor, Tensor]:
+        make, shape = PROBES[self.probe], (self.probes, *eps_hat.shape)
+        v = share_of(lambda whole, g: make(whole, g, eps_hat), shape, generator, axis=1)
         divergence = torch.stack([(one * product(one)).flatten(1).sum(1) for one in v]).mean(0)
         if self.variance_reduced:
             return eps_hat.square().flatten(1).sum(1), divergence
@@ -144,7 +146,7 @@ def implicit_score_matching(
     x0: Tensor,
     weighting: str | Weighting | Callable = "simple",
     times: TimeSampler | None = None,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     chunk: int = 1,
     **condition,
 ) -> Tensor:
@@ -157,7 +159,7 @@ def sliced_score_matching(
     x0: Tensor,
     weighting: str | Weighting | Callable = "simple",
     times: TimeSampler | None = None,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     probes: int = 1,
     probe: str = "rademacher",
     variance_reduced: bool = True,

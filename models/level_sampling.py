@@ -10,16 +10,21 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from models.share import Source, share_of
 from models.time_sampling import FixedTimes
 from sde import GaussianChain, GaussianSDE
 from sde.base import require_count
 from sde.levels import Levels
 
 
-def spread(n: int, generator: torch.Generator | None, device, dtype=torch.float64) -> Tensor:
+def spread(n: int, generator: Source, device, dtype=torch.float64) -> Tensor:
     """``n`` points in [0, 1), evenly spaced on the circle, each of them uniform (Kingma et al., 2021, appendix I.1)."""
-    offset = torch.rand((), generator=generator, device=device, dtype=dtype)
-    return (torch.arange(n, device=device, dtype=dtype) / n + offset) % 1
+
+    def make(shape: tuple[int], g: torch.Generator | None) -> Tensor:
+        offset = torch.rand((), generator=g, device=device, dtype=dtype)
+        return (torch.arange(*shape, device=device, dtype=dtype) / shape[0] + offset) % 1
+
+    return share_of(make, (n,), generator)
 
 
 class LevelTable:
@@ -69,12 +74,15 @@ class AtLevels(FixedTimes):
 class IndexSampler(nn.Module, ABC):
     """Draws a level k = 1..``steps`` for each sample."""
 
+    learns: bool = True
+    """Whether ``observe`` does anything."""
+
     def __init__(self, steps: int):
         super().__init__()
         require_count(steps, f"{type(self).__name__}: steps")
         self.steps = steps
 
-    def sample(self, n: int, generator: torch.Generator | None = None, device=None) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, generator: Source = None, device=None) -> tuple[Tensor, Tensor]:
         """k, ``(n,)``, spread evenly over the distribution, and the probability of each in float64."""
         p = self.probabilities().to(device)
         last = p.cumsum(0)
@@ -92,6 +100,8 @@ class IndexSampler(nn.Module, ABC):
 
 class UniformIndex(IndexSampler):
     """All levels equally often."""
+
+    learns = False
 
     def __init__(self, steps: int):
         super().__init__(steps)

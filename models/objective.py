@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.network import ScoreNetwork
+from models.share import Source, share_of
 
 
 class Losses(NamedTuple):
@@ -21,9 +22,11 @@ class Losses(NamedTuple):
     log_snr: Tensor
 
 
-def noise_like(x0: Tensor, generator: torch.Generator | None) -> Tensor:
+def noise_like(x0: Tensor, generator: Source) -> Tensor:
     """Standard normal noise of the shape, type and device of ``x0``; ``generator`` is on that device."""
-    return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    return share_of(
+        lambda shape, g: torch.randn(shape, generator=g, device=x0.device, dtype=x0.dtype), x0.shape, generator
+    )
 
 
 class Objective(nn.Module, ABC):
@@ -34,5 +37,8 @@ class Objective(nn.Module, ABC):
         """Refuse a model that this objective can't train: raises ``ValueError``."""
 
     @abstractmethod
-    def forward(self, model: ScoreNetwork, x0: Tensor, generator: torch.Generator | None = None, **condition) -> Losses:
-        """The losses of clean data ``x0``, ``(B, ...)``; times and noise from ``generator``, on its device."""
+    def forward(self, model: ScoreNetwork, x0: Tensor, generator: Source = None, **condition) -> Losses:
+        """The losses of clean data ``x0``, ``(B, ...)``; times and noise from ``generator``, on its device.
+
+        With a ``Share`` for it, ``x0`` are the samples of one of several processes.
+        """

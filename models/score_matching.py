@@ -10,10 +10,10 @@ weightings lambda are those of ``models.weighting``.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from models.network import ScoreNetwork
+from models.share import Source
 from models.time_sampling import TimeSampler
 from models.weighted_objective import WeightedObjective
 from models.weighting import Weighting
@@ -40,7 +40,7 @@ class DenoisingScoreMatching(WeightedObjective):
             )
 
     def squared_error(
-        self, model: ScoreNetwork, x0: Tensor, eps: Tensor, t: Tensor, generator: torch.Generator | None, **condition
+        self, model: ScoreNetwork, x0: Tensor, eps: Tensor, t: Tensor, generator: Source, **condition
     ) -> Tensor:
         alpha, sigma = expand(model.sde.alpha(t), x0), expand(model.sde.sigma(t), x0)
         pair = model(alpha * x0 + sigma * eps, t, **condition)
@@ -52,7 +52,7 @@ def denoising_score_matching(
     x0: Tensor,
     weighting: str | Weighting | Callable = "simple",
     times: TimeSampler | None = None,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     **condition,
 ) -> Tensor:
     """Loss of each sample, ``(B,)``; see ``DenoisingScoreMatching``."""

@@ -15,10 +15,12 @@ A batch's u in [0, 1) go through the inverse of the cumulative distribution. ``s
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from models.share import Source, share_of
 from sde import GaussianSDE
 from sde.base import last_time
 
@@ -47,10 +49,13 @@ class TimeSampler(ABC):
     """Draws the training times of a batch from a distribution, its cumulative function F and density p."""
 
     spread: str
+    learns: ClassVar[bool] = True
+    """Whether ``observe`` does anything."""
 
-    def sample(self, n: int, sde: GaussianSDE, generator: torch.Generator | None = None, device=None, dtype=None):
+    def sample(self, n: int, sde: GaussianSDE, generator: Source = None, device=None, dtype=None):
         """Times of shape ``(n,)``."""
-        u = SPREADS[self.spread](n, generator=generator, device=device, dtype=dtype)
+        make = SPREADS[self.spread]
+        u = share_of(lambda shape, g: make(*shape, generator=g, device=device, dtype=dtype), (n,), generator)
         return self.quantile(u, sde)
 
     @abstractmethod
@@ -76,6 +81,8 @@ class TimeSampler(ABC):
 
 class FixedTimes(TimeSampler):
     """A distribution that stays what it is, and over which the mean is meant."""
+
+    learns = False
 
     def __post_init__(self):
         if self.spread not in SPREADS:

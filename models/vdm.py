@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from models.level_sampling import spread
 from models.network import ScoreNetwork
 from models.objective import Losses, Objective, noise_like
+from models.share import Source
 from sde import Decoder, GaussianSDE, Prediction
 from sde.base import Curve, expand, last_time
 from sde.bound_terms import pair_error, prior_divergence, reconstruction
@@ -64,7 +65,7 @@ class VariationalDiffusion(Objective):
     def check(self, model: ScoreNetwork) -> None:
         """Every model of a Gaussian process can be trained."""
 
-    def forward(self, model: ScoreNetwork, x0: Tensor, generator: torch.Generator | None = None, **condition) -> Losses:
+    def forward(self, model: ScoreNetwork, x0: Tensor, generator: Source = None, **condition) -> Losses:
         sde = model.sde
         first, last = self._times(sde)
         fixed = self._prior(sde, x0, last) + self._last(model, x0, first, generator, condition)

@@ -3,11 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from models.network import ScoreNetwork
 from models.objective import Losses, Objective, noise_like
+from models.share import Source, gathered
 from models.time_sampling import TimeSampler, UniformTime
 from models.weighting import LikelihoodWeighting, Weighting, weighting_of
 
@@ -27,7 +27,7 @@ class WeightedObjective(Objective):
         super().__init__()
         self.weighting, self.times = weighting_of(weighting), times or UniformTime()
 
-    def forward(self, model: ScoreNetwork, x0: Tensor, generator: torch.Generator | None = None, **condition) -> Losses:
+    def forward(self, model: ScoreNetwork, x0: Tensor, generator: Source = None, **condition) -> Losses:
         self.check(model)
         sde = model.sde
         t = self.times.sample(len(x0), sde, generator, x0.device, x0.dtype)
@@ -37,13 +37,13 @@ class WeightedObjective(Objective):
         if self.weighting.integral:
             weight = weight / (importance * self.times.density(t, sde))
         loss = weight * squares
-        if loss.requires_grad:
-            self.times.observe(t, loss.detach(), sde)
+        if self.times.learns and loss.requires_grad:
+            self.times.observe(*gathered(generator, t, loss.detach()), sde)
         return Losses(importance * loss, sde.log_snr(t).detach())
 
     @abstractmethod
     def squared_error(
-        self, model: ScoreNetwork, x0: Tensor, eps: Tensor, t: Tensor, generator: torch.Generator | None, **condition
+        self, model: ScoreNetwork, x0: Tensor, eps: Tensor, t: Tensor, generator: Source, **condition
     ) -> Tensor:
         """Of each sample, ``(B,)``: an estimate of |e|^2 / D, up to a constant."""
 
