@@ -1,6 +1,7 @@
 """What happens before Hydra writes anything."""
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,38 @@ from experiments.run import taken, unfinished
 
 
 class RefuseTakenFolders(Callback):
-    """End the program when the output folder holds a run already, before its configuration is overwritten."""
+    """End the program before anything is written, where the output folder holds a run already, or takes no files."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """A single run; with resume=auto it may go on where an unfinished one ended."""
         folder = Path(config.hydra.run.dir)
+        _try_to_write(folder, "hydra.run.dir")
         if config.get("resume") != "auto" or not unfinished(folder):
             _refuse(folder, "status.json", "a run", "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """A sweep."""
-        _refuse(Path(config.hydra.sweep.dir), "multirun.yaml", "a sweep", "hydra.sweep.dir")
+        folder = Path(config.hydra.sweep.dir)
+        _try_to_write(folder, "hydra.sweep.dir")
+        _refuse(folder, "multirun.yaml", "a sweep", "hydra.sweep.dir")
 
 
 def _refuse(folder: Path, mark: str, what: str, key: str) -> None:
     if (folder / mark).exists():
-        # Hydra turns an exception of a callback into a warning; leaving the program it can't.
-        print(f"error: {taken(folder, what, key)}", file=sys.stderr)
-        sys.exit(2)
+        _leave(taken(folder, what, key))
+
+
+def _try_to_write(folder: Path, key: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"nothing")
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error)
+        _leave(f"{key}={folder}: nothing can be written there ({reason}); choose another {key}, or mend this one")
+
+
+def _leave(words: str) -> None:
+    # Hydra turns an exception of a callback into a warning; leaving the program it can't.
+    print(f"error: {words}", file=sys.stderr)
+    sys.exit(2)

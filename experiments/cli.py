@@ -6,6 +6,9 @@ Nothing heavy is imported here: ``--help`` and tab completion answer at once.
 import logging
 import os
 import sys
+import tempfile
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,6 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments import schema
+
+if TYPE_CHECKING:
+    from experiments.run import Run
 
 # Threads that soon sleep while they wait: ones that spin on, the default of libgomp, make a run a hundred times slower
 # as soon as another job shares the processor. On an idle machine it costs about 5 %.
@@ -22,26 +28,58 @@ log, failure = logging.getLogger(__name__), logging.getLogger("experiments.failu
 schema.register()
 
 
+def main() -> None:
+    """One job, or a sweep of them; of several processes that were started together, the first one speaks and writes."""
+    if {"RANK", "SLURM_PROCID"} & os.environ.keys():  # else nothing so heavy need be imported yet
+        from experiments.processes import launched
+
+        try:
+            first = launched().processes.is_first
+        except ValueError as error:
+            return _give_up(error)
+        if not first:
+            return _beside()
+    _hydra_main()
+
+
+def _beside() -> None:
+    """One of the other processes: it does the same work, and what it would write goes into a folder of no one's."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
+        sys.argv += [f"hydra.run.dir='{folder}'", *quiet]
+        _hydra_main()
+
+
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
+def _hydra_main(config: DictConfig) -> None:
     """Run one job: a task in a folder of its own, whose end is recorded whatever happens."""
-    from experiments.build import build, trust
     from experiments.run import Run, RunFolderTaken
+    from experiments.signals import handled
 
     hydra_config = HydraConfig.get()
     try:
         run = Run(hydra_config.runtime.output_dir, hydra_config.runtime.choices.task, config.resume == "auto")
     except (RunFolderTaken, OSError) as error:
         return _give_up(error)
+    with handled():
+        _job(config, run)
+
+
+def _job(config: DictConfig, run: "Run") -> None:
+    """The task, and how it ended."""
+    from experiments.build import build, trust
+    from experiments.processes import joined
+
     try:
         trust(config.plugins, sys.argv[1:])
-        build(config.task, where="task")(config, run)
+        with joined(config.device):
+            build(config.task, where="task")(config, run)
         run.end("done")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         run.end("interrupted")
         cure = f"; the same command line with resume=auto hydra.run.dir={run.folder} goes on from there"
-        log.error("interrupted; what was finished is in %s%s", run.folder, cure * run.partial.is_file())
-        sys.exit(130)
+        log.error("interrupted; what was finished is in %s%s", run.folder, cure * run.can_go_on)
+        sys.exit(getattr(interrupt, "exit_code", 130))
     except Exception as error:
         run.end("failed", f"{type(error).__name__}: {error}")
         failure.exception("the job failed")  # into the job's own log file; see conf/config.yaml

@@ -10,15 +10,16 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
-from models.share import Share
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiments.problem import Problem
+from experiments.processes import current
+from models.share import Source
 from sde import Noise
 
 _PERMUTATION, _MIRROR = 0, 1
@@ -116,12 +117,12 @@ def fits(values: Tensor, device: torch.device) -> bool:
 
 
 def batches(
-    problem: Problem, config: DictConfig, device: torch.device, share: Share, first: int = 0
+    problem: Problem, config: DictConfig, device: torch.device, source: Source, first: int = 0
 ) -> Iterator[Tensor]:
     """Endless batches of x for this process, on its device, from sample number ``first`` on.
 
     The data lie on the device, where they fit or ``train.data_on_device`` says so, or else on the host, which then
-    sends each batch from pinned memory, without waiting for it. The noise of dequantization is that of ``share``.
+    sends each batch from pinned memory, without waiting for it. The noise of dequantization comes from ``source``.
     """
     settings, values = config.train, problem.data.train
     resident = fits(values, device) if settings.data_on_device == "auto" else settings.data_on_device
@@ -129,5 +130,6 @@ def batches(
         values = values.to(device)
     order = Order(config.seed, len(values), settings.batch_size, problem.data.flips)
     away = values.device.type != device.type
-    for batch in Batches(values, order, first, share.take).stream(settings.workers, pin=away):
-        yield problem.x(batch.to(device, non_blocking=True), share)
+    take = partial(current().take, parts=settings.accumulate)
+    for batch in Batches(values, order, first, take).stream(settings.workers, pin=away):
+        yield problem.x(batch.to(device, non_blocking=True), source)

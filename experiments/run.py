@@ -71,6 +71,11 @@ class Run:
         os.replace(status, status.with_suffix(".before.json"))
 
     @property
+    def can_go_on(self) -> bool:
+        """Whether there is something that another run can go on from."""
+        return _begun(self.folder)
+
+    @property
     def partial(self) -> Path:
         """Where a task keeps what it has so far, for another run to go on from."""
         return self.folder.joinpath(*PARTIAL)
@@ -181,8 +186,11 @@ def unfinished(folder: Path) -> bool:
     """
     if not (folder / "status.json").is_file() or not _free(folder):
         return False
-    begun = folder.joinpath(*PARTIAL).is_file() or any(folder.joinpath(CHECKPOINTS).glob("*.pt"))
-    return begun or _read_json(folder / "status.json").get("state") != "done"
+    return _begun(folder) or _read_json(folder / "status.json").get("state") != "done"
+
+
+def _begun(folder: Path) -> bool:
+    return folder.joinpath(*PARTIAL).is_file() or any(folder.joinpath(CHECKPOINTS).glob("*.pt"))
 
 
 def being_written(folder: Path) -> str:

@@ -32,6 +32,7 @@ class Train:
     early_stop: int | None = None
     max_bad_steps: int = MISSING
     watch_every: int = MISSING
+    watch_examples: int = MISSING
     distributed: str = MISSING
 
 

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 from experiments import checkpoint, report
 from experiments.build import ConfigError, build
-from experiments.problem import device_of, load_problem
+from experiments.problem import load_problem
+from experiments.processes import current
 from experiments.run import Run, provenance
 from sde import GaussianSDE, ScoreModel, diagnose
 
@@ -22,9 +23,10 @@ class Session:
 
     def __init__(self, config: DictConfig, run: Run, resumable: bool = False):
         if config.resume is not None and not resumable:
-            raise ConfigError("resume= continues an evaluation: it is for task=likelihood; leave it out")
+            expected = "resume= goes on with a training or an evaluation: it is for task=train, all or likelihood"
+            raise ConfigError(f"{expected}; leave it out")
         self.config, self.run = config, run
-        self.device, self.problem = device_of(config.device), load_problem(config)
+        self.device, self.problem = current().device(config.device), load_problem(config)
         self.said, self.figures, self.warned = [], [], set()
         torch.manual_seed(config.seed)
         run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def train(config: DictConfig, run: Run) -> None:
     """Train a score network and save it."""
-    session = Session(config, run)
+    session = Session(config, run, resumable=True)
     check_training(session)
     training.train(config, session.problem, session.device, run)
     session.figures += pictures.of_training(run)
@@ -63,7 +63,7 @@ def compare(config: DictConfig, run: Run) -> None:
 
 def everything(config: DictConfig, run: Run) -> None:
     """Train, compare samplers, evaluate the likelihood, and draw the pictures."""
-    session = Session(config, run)
+    session = Session(config, run, resumable=True)
     check_training(session)
     check_comparison(session)
     check_likelihood(session, build(config.sde, where="sde", allowed=("sde.",)))

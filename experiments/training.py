@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models.share import Share
 from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
@@ -38,6 +37,7 @@ from models import Objective, ScoreNetwork
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "loss", "validation_loss", "gradient_norm", "learning_rate", "samples_per_second", "seconds")
+_AGREE_EVERY = 10  # steps
 METRICS, NOISE_LEVELS = "metrics.csv", "loss_by_log_snr.csv"
 
 
@@ -112,8 +112,8 @@ def explaining_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"a step of the training needs more memory than there is ({str(error).splitlines()[0]}); train.accumulate=2 "
-            "(or 4, ...) makes it in parts for the same gradient, train.precision=bfloat16 halves the activations, a "
+            f"a step of the training needs more memory than there is ({str(error).splitlines()[0]}); train.accumulate=2"
+            " (or 4, ...) makes it in parts for the same gradient, train.precision=bfloat16 halves the activations, a "
             "smaller train.batch_size is another training; with resume=auto it goes on from its last checkpoint"
         ) from error
 
@@ -126,7 +126,7 @@ class _Loop:
         self.model, self.group, self.progress = model, processes.current(), Progress()
         self.objective, step = build_objective(config, model).to(device), StepSettings.of(config.train)
         generator = torch.Generator(device).manual_seed(config.seed)
-        self.share = Share(generator, self.group.rank, self.group.count, step.accumulate)
+        self.source = self.group.share(generator, step.accumulate)
         self.stepper = Stepper(model, self.objective, step, generator, self.group)
         self.state = State(self.stepper, generator, problem.data.train, self.group)
         held_out = torch.Generator().manual_seed(config.seed)
@@ -154,7 +154,7 @@ class _Loop:
     def go(self) -> None:
         """All steps that are left, with rows of metrics every ``log_every``, and checkpoints."""
         self.model.train()
-        stream = batches(self.problem, self.config, self.device, self.share, self.progress.samples)
+        stream = batches(self.problem, self.config, self.device, self.source, self.progress.samples)
         hidden = None if self.group.is_first else True
         bar = tqdm(total=self.settings.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
         with bar, self.rows, self.levels:
@@ -188,8 +188,10 @@ class _Loop:
     def _over(self) -> bool:
         if self.step >= self.settings.steps or self._stopped_early():
             return True
-        # Processes that hear of a signal one after the other must stop at the same step.
-        return self.group.any(signals.requested() is not None, every=10, step=self.step)
+        if self.group.count == 1:
+            return signals.requested() is not None
+        # Processes that hear of a signal one after the other must end after the same step.
+        return self.step % _AGREE_EVERY == 0 and any(self.group.gather(signals.requested() is not None))
 
     def _stopped_early(self) -> bool:
         return self.settings.early_stop is not None and self.progress.stale >= self.settings.early_stop
