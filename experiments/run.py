@@ -1,6 +1,7 @@
 """The folder of a run: who owns it, how it ended, and what it measured."""
 
 import csv
+import errno
 import json
 import os
 import platform
@@ -118,11 +119,28 @@ def write_json(path: Path, content: Any) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that replaces ``path`` once all of it is on the disk: a crash leaves the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the file system can: else a loss of power may undo a renaming."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(opened)
 
 
 def unfinished(folder: Path) -> bool:
