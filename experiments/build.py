@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +16,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-ALLOWED = ("sde.", "models.", "solvers.", "experiments.")
+OWN = ("sde", "models", "solvers", "experiments")
+ALLOWED = tuple(f"{package}." for package in OWN)
 _trusted: tuple[str, ...] = ()
 _PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 
@@ -70,6 +71,11 @@ def build(node: Any, *args: Any, where: str = "", allowed: tuple[str, ...] = ALL
         raise cause or error from error
 
 
+def is_plugin(target: str) -> bool:
+    """Whether a target lies in a module that the command line trusts."""
+    return target.startswith(_trusted)
+
+
 def _targets(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig):
         if "_target_" in node:
@@ -87,10 +93,15 @@ def _check(key: str, node: DictConfig, allowed: tuple[str, ...]) -> None:
         known = ", ".join(f"{prefix}*" for prefix in allowed)
         cure = "; for a class of your own add plugins=[ITS_MODULE] to the command line"
         raise ConfigError(f"{key}._target_: expected one of {known}, found {target!r}{cure}")
-    parameters = inspect.signature(_locate(key, target)).parameters
-    for name, value in node.items():
-        if name.startswith("_"):
-            continue
+    check_parameters(
+        key, target, locate(key, target), {name: value for name, value in node.items() if not name.startswith("_")}
+    )
+
+
+def check_parameters(key: str, target: str, part: Callable, given: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` for a parameter that ``part``, known as ``target``, doesn't have or of a wrong type."""
+    parameters = inspect.signature(part).parameters
+    for name, value in given.items():
         if name not in parameters:
             cure = f"~{key}.{name} takes it out where an experiment sets it"
             raise ConfigError(f"{key}.{name}: {target} has no such parameter; it takes {', '.join(parameters)}; {cure}")
@@ -101,7 +112,8 @@ def _check(key: str, node: DictConfig, allowed: tuple[str, ...]) -> None:
             raise ConfigError(f"{key}.{name}: expected {wanted}, found {value!r}")
 
 
-def _locate(key: str, target: str) -> Any:
+def locate(key: str, target: str) -> Any:
+    """What a target of a trusted configuration names. Raises ``ConfigError`` where there is no such thing."""
     module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name)

@@ -22,6 +22,7 @@ TRAINED_ON: dict[str, Callable[[Uniform, Tensor, Source], Tensor]] = {
     "centres": lambda bins, k, generator: bins.centres(k),
 }
 """How levels become the x that a model is trained on, by name."""
+_ALLOWED = {"parametrization": ("experiments.problem.",), "net": ("models.",), "sde": ("sde.",)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,17 +146,19 @@ def edm_row(
 def build_model(config: DictConfig | dict, convention: dict[str, Any], train: Tensor | None = None) -> ScoreNetwork:
     """The score network of a configuration's ``sde``, ``net``, ``parametrization`` and ``label`` for a convention."""
     config = OmegaConf.create(config) if isinstance(config, dict) else config
+
+    def part(place: str, **more: Any) -> Any:
+        return build(config[place], where=place, allowed=_ALLOWED[place], **more)
+
+    return assemble(part, config.get("label", "log_snr"), convention, train)
+
+
+def assemble(
+    part: Callable[..., Any], label: str, convention: dict[str, Any], train: Tensor | None = None
+) -> ScoreNetwork:
+    """The score network of the parts that ``part(place, **more)`` makes, wherever it has their descriptions from."""
     shape, levels = tuple(convention["shape"]), convention["levels"]
-    head = build(
-        config.parametrization,
-        where="parametrization",
-        allowed=("experiments.problem.",),
-        shape=shape,
-        levels=levels,
-        train=train,
-        dequantization=convention.get("dequantization"),
-    )
-    net = build(config.net, where="net", allowed=("models.",), shape=shape, outputs=head.outputs)
-    sde = build(config.sde, where="sde", allowed=("sde.",))
-    # Checkpoints that don't say so are of the first label that there was.
-    return ScoreNetwork(net, sde, head, config.get("label", "log_snr"))
+    dequantization = convention.get("dequantization")
+    head = part("parametrization", shape=shape, levels=levels, train=train, dequantization=dequantization)
+    net = part("net", shape=shape, outputs=head.outputs)
+    return ScoreNetwork(net, part("sde"), head, label)

@@ -5,6 +5,7 @@ folder is refused at once, and one that died leaves nothing behind that must be 
 """
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -172,11 +173,28 @@ def write_json(path: Path, content: Any) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that replaces ``path`` once all of it is on the disk: a crash leaves the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the file system can: else a loss of power may undo a renaming."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(opened)
 
 
 def unfinished(folder: Path) -> bool:

@@ -103,15 +103,12 @@ def main() -> None:
             file = parts / "checkpoints" / "last.pt"
             saved = checkpoint.read(file)["step"] if file.is_file() else 0
             lost.append(steps_done(parts) - saved)
-            print(
-                f"kill {i + 1:2d} while {what:8s}: last row of step {steps_done(parts):4d}, checkpoint of {saved:4d}",
-                flush=True,
-            )
+            row = steps_done(parts)
+            print(f"kill {i + 1:2d} while {what:8s}: last row of step {row:4d}, checkpoint of {saved:4d}", flush=True)
         finish(start(parts, "resume=auto"))
         found = different(result(whole), result(parts))
-    print(
-        f"{options.kills} kills ({', '.join(f'{n} while {what}' for what, n in at.items())}) in {time.time() - began:.0f} s;"
-    )
+    when = ", ".join(f"{n} while {what}" for what, n in at.items())
+    print(f"{options.kills} kills ({when}) in {time.time() - began:.0f} s;")
     print(f"rows lost and made again: at most {max(lost)} steps' worth; values that differ: {len(found)}")
     if found:
         raise SystemExit("\n".join(found[:20]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from configurations import configuration
 
-from experiments import checkpoint, tasks, training
+from experiments import archive, checkpoint, tasks, training
 from experiments.build import ConfigError
 from experiments.centres import DiscreteDecoder, TruncatedNormal
 from experiments.data import digits, mixture2d
@@ -87,14 +87,14 @@ def test_a_checkpoint_that_does_not_say_is_uniform(tmp_path, trained):
     content = torch.load(trained["uniform"] / "checkpoints" / "last.pt", weights_only=True)
     convention = json.loads(content["convention"])
     del convention["dequantization"]
-    torch.save(content | {"convention": json.dumps(convention)}, tmp_path / "old.pt")
+    archive.write(tmp_path / "old.pt", content | {"convention": json.dumps(convention)})
     loaded(tmp_path / "old.pt", tmp_path / "a")
     with pytest.raises(ConfigError, match=r"this run has .*centres"):
         loaded(tmp_path / "old.pt", tmp_path / "b", "dequantization=centres")
     continuous = convention | {"levels": None, "range": None, "shape": [2]}
     model = build_model(configuration(*SMALL), continuous)
     content |= {"convention": json.dumps(continuous), "ema": model.state_dict()}
-    torch.save(content, tmp_path / "continuous.pt")
+    archive.write(tmp_path / "continuous.pt", content)
     assert checkpoint.load(str(tmp_path / "continuous.pt"), CPU)[1]["dequantization"] is None
 
 

@@ -571,5 +571,5 @@ def test_a_model_under_a_process_of_one_s_own_needs_it_to_be_loaded_again(folder
     model, _, _ = checkpoint.load(str(run.folder), torch.device("cpu"))
     assert model.sde.rate == 8.0
     trust([], [])
-    with pytest.raises(ConfigError, match=r"own_processes\.Exponential"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"own_processes\.Exponential.*add plugins=\[own_processes\]"):
         checkpoint.load(str(run.folder), torch.device("cpu"))
