@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 BINS = 20
+NOISE_LEVELS = "loss_by_log_snr.csv"
 COLUMNS = ("step", "low", "high", "mean", "count")
 
 

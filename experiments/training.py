@@ -21,12 +21,11 @@ from experiments.build import ConfigError, build
 from experiments.problem import Problem, build_model
 from experiments.run import Metrics, Run
 from experiments.stepper import Stepper, StepSettings
-from experiments.tally import Tallied
+from experiments.tally import NOISE_LEVELS, Tallied
 from models import Objective, ScoreNetwork
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "loss", "validation_loss", "gradient_norm", "learning_rate", "samples_per_second", "seconds")
-NOISE_LEVELS = "loss_by_log_snr.csv"
 
 
 class TrainingDiverged(RuntimeError):
