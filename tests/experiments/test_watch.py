@@ -79,16 +79,19 @@ def test_the_picture_is_written_and_handed_over(tmp_path, plane, images):
         assert [path.name for path in (eye.folder / "samples").iterdir()] == ["step_000030.png"]
 
 
-def test_looks_differ_by_the_model_alone(tmp_path, plane):
+def test_looks_differ_by_the_model_alone(tmp_path, plane, monkeypatch):
     eye, model = watched(tmp_path, plane, *PLANE)
+    drawn, draw = [], watch.figures.samples_2d
+    monkeypatch.setattr(watch.figures, "samples_2d", lambda x, *more: drawn.extend(x.values()) or draw(x, *more))
     first = eye.look(model, 2)
     torch.manual_seed(7)
-    again = eye.look(model, 2)
-    assert torch.equal(first.grid, again.grid) and first.scalars == again.scalars
+    again = eye.look(model, 4)
+    assert torch.equal(*drawn) and first.scalars == again.scalars
+    assert torch.equal(drawn[0], build(eye.config.solver)(model, shape=(1000, 2), seed=0).x)
     with torch.no_grad():
         list(model.parameters())[-1].add_(0.5)
-    other = eye.look(model, 2)
-    assert not torch.equal(first.grid, other.grid) and first.scalars != other.scalars
+    other = eye.look(model, 6)
+    assert not torch.equal(drawn[0], drawn[2]) and first.scalars != other.scalars
 
 
 def trained(tmp_path, problem, looks, *overrides):
