@@ -10,7 +10,7 @@ from experiments import figures
 from experiments.comparison import Comparison
 from experiments.problem import Problem
 from experiments.run import Run
-from experiments.training import NOISE_LEVELS
+from experiments.tally import NOISE_LEVELS
 from experiments.training_figures import loss_by_noise_level
 from models import GaussianMixture, ScoreNetwork
 from solvers import DDIM, Exact, log_likelihood

@@ -14,6 +14,7 @@ from torch import Tensor
 from experiments.processes import ALONE, Processes
 
 BINS = 20
+NOISE_LEVELS = "loss_by_log_snr.csv"
 COLUMNS = ("step", "low", "high", "mean", "count")
 
 

@@ -31,14 +31,14 @@ from experiments.problem import Problem, build_model
 from experiments.retention import BEST, Kept
 from experiments.run import Metrics, Run
 from experiments.stepper import Stepper, StepSettings
-from experiments.tally import Tallied
+from experiments.tally import NOISE_LEVELS, Tallied
 from experiments.training_state import Progress, State, require_same_training
 from models import Objective, ScoreNetwork
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "loss", "validation_loss", "gradient_norm", "learning_rate", "samples_per_second", "seconds")
+METRICS = "metrics.csv"
 _AGREE_EVERY = 10  # steps
-METRICS, NOISE_LEVELS = "metrics.csv", "loss_by_log_snr.csv"
 
 
 class OutOfMemory(RuntimeError):

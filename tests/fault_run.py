@@ -1,4 +1,4 @@
-"""``make fault-test``: a training killed again and again at random moments, and gone on with, against an undisturbed one.
+"""``make fault-test``: a training that is killed at random moments and gone on with, against an undisturbed one.
 
 Each process is the command line's own, killed by SIGKILL after a random time, and followed by the same command with
 resume=auto. At the end every tensor of the checkpoint and every row of the metrics must be equal, to the last bit.

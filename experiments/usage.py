@@ -1,0 +1,65 @@
+"""What a run took: wall and processor time, and the most memory of the process and of its device.
+
+A plain dictionary for ``summary.json``, with the units in the names. What a platform or device doesn't tell is None.
+"""
+
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+class Usage:
+    """Counts from its construction on: ``usage = Usage(device)``, and ``usage.found()`` at any time.
+
+    The memory of the process is the most since that began, for no system tells less; that of the device is the most
+    since construction, in tensors ("allocated") and in all that torch keeps for them ("reserved").
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._wall, self._processor = time.perf_counter(), _processor_seconds()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def found(self) -> dict[str, Any]:
+        """Plain values: seconds and bytes so far, the device's name, and torch's threads.
+
+        Processor time is that of all threads, and of child processes that have ended.
+        """
+        return {
+            "wall_seconds": time.perf_counter() - self._wall,
+            "cpu_seconds": _processor_seconds() - self._processor,
+            "peak_memory_bytes": peak_memory(),
+            "device": str(self.device),
+            "device_name": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
+            **self._of_device(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _of_device(self) -> dict[str, int | None]:
+        names = ("peak_device_allocated_bytes", "peak_device_reserved_bytes")
+        if self.device.type != "cuda":
+            return dict.fromkeys(names)
+        peaks = (torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device))
+        return dict(zip(names, peaks, strict=True))
+
+
+def peak_memory() -> int | None:
+    """The most memory that the process ever held, in bytes; None where the system does not tell."""
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others KiB
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _processor_seconds() -> float:
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system

@@ -1,0 +1,66 @@
+"""Time and memory: against work and allocations of known size."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from experiments import usage
+from experiments.usage import Usage, peak_memory
+
+CPU = torch.device("cpu")
+
+
+def test_time_that_is_slept_costs_no_processor_and_work_does():
+    slept = Usage(CPU)
+    time.sleep(0.2)
+    found = slept.found()
+    assert found["wall_seconds"] >= 0.2 and found["cpu_seconds"] < 0.1
+    worked = Usage(CPU)
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    found = worked.found()
+    assert 0.15 <= found["cpu_seconds"] < 0.6 and found["wall_seconds"] >= found["cpu_seconds"] - 0.02
+
+
+def test_the_peak_is_in_bytes_and_grows_by_what_is_allocated():
+    """In a process of its own, whose peak nothing else has raised."""
+    size = 200 * 2**20
+    code = (
+        "from experiments.usage import peak_memory\n"
+        f"before = peak_memory(); held = bytearray(b'1') * {size}; del held; print(peak_memory() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.9 * size < int(done.stdout) < 1.5 * size
+
+
+def test_units_of_each_system(monkeypatch):
+    known = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr(usage.sys, "platform", "darwin")
+    assert known <= peak_memory() < 2 * known
+    monkeypatch.setattr(usage.sys, "platform", "linux")
+    assert known * 1024 <= peak_memory() < 2 * known * 1024
+    monkeypatch.setattr(usage, "resource", None)
+    assert peak_memory() is None
+
+
+def test_the_values_are_plain_and_say_their_units():
+    found = Usage(CPU).found()
+    assert json.loads(json.dumps(found)) == found
+    assert found["device"] == "cpu" and found["threads"] == torch.get_num_threads()
+    assert found["peak_device_allocated_bytes"] is found["peak_device_reserved_bytes"] is found["device_name"] is None
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_gpu():
+    device = torch.device("cuda")
+    counted = Usage(device)
+    torch.empty(64 * 2**20, dtype=torch.uint8, device=device)
+    found = counted.found()
+    assert 64 * 2**20 <= found["peak_device_allocated_bytes"] <= found["peak_device_reserved_bytes"]
+    assert found["device_name"]
