@@ -60,6 +60,10 @@ def _tar(file: _Limited) -> tarfile.TarFile:
     return tarfile.open(fileobj=file, mode="r|")
 
 
+def _tar(file: _Limited) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="r|")
+
+
 def _checked(path: Path, member: tarfile.TarInfo) -> PurePosixPath:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:

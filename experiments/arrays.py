@@ -57,7 +57,7 @@ def npy(
     labels: str | None = None,
     name: str | None = None,
 ) -> Data:
-    """The array of a `.npy` file, which may be larger than memory; float32 and unsigned bytes are read as they are used.
+    """The array of a `.npy` file; of float32 or unsigned bytes it may be larger than memory.
 
     levels: the number of levels of discrete data; null is 256 for unsigned bytes, and continuous for floats.
     validation, test: fractions, or numbers of examples, that the seed draws for these splits.
@@ -176,9 +176,8 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np
 def read_header(path: Path, file: BinaryIO) -> Header:
     """The header of a `.npy` stream, read up to its end. Raises DataError for one of objects, or none at all."""
     start = file.read(12)
-    length = (
-        int.from_bytes(start[8:10], "little") + 10 if start[6:7] == b"\1" else int.from_bytes(start[8:], "little") + 12
-    )
+    at = 10 if start[6:7] == b"\x01" else 12  # two bytes of length in version 1, four in others
+    length = at + int.from_bytes(start[8:at], "little")
     if len(start) < 12 or length > _LONGEST_HEADER:
         raise fault(path, f"a .npy header of at most {_LONGEST_HEADER} bytes", "none", "save it by numpy.save")
     stream = io.BytesIO(start + file.read(length - 12))

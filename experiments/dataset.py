@@ -67,7 +67,7 @@ class Data:
         return -math.fsum(map(math.log, self.standardization["std"])) if self.standardization else 0.0
 
     def in_units_of(self, other: "Data") -> "Data":
-        """The same examples, standardized as ``other`` is; unchanged where neither is. Raises DataError for one alone."""
+        """The same examples, standardized as ``other`` is. Raises DataError where one of both is not standardized."""
         if self.standardization == other.standardization:
             return self
         if not self.standardization or not other.standardization:

@@ -117,6 +117,7 @@ def _opened(file: Path) -> Iterator[Any]:
     cure = "take it out, or say data.on_error=skip"
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 yield image
@@ -164,9 +165,8 @@ def _common(files: list[Path], headers: dict[Path, Header]) -> tuple[int, int]:
     for file in files:
         if headers[file].size != first:
             here, there = ("x".join(map(str, found)) for found in (headers[file].size, first))
-            raise fault(
-                file, f"{there} pixels, as in {shown(files[0].name)}", here, "give data.size=N to crop and resize"
-            )
+            like = shown(files[0].name)
+            raise fault(file, f"{there} pixels, as in {like}", here, "give data.size=N to crop and resize")
     return first
 
 
