@@ -17,14 +17,14 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from experiments.dataset import DataError, fault
+
+__all__ = ["DataError", "explained", "read_at_most", "read_idx"]
+
 UNSIGNED_BYTE = 0x08
 LIMIT = 2**30  # bytes of one unpacked file; the largest relatives of MNIST (814,255 images) hold 0.64e9
 DEFLATE_RATIO = 1032  # deflate cannot expand a byte to more
 PIECE = 2**20
-
-
-class DataError(ValueError):
-    """Data that cannot be used: says what was expected, what was found, and the cure."""
 
 
 def read_idx(path: Path, rank: int) -> Tensor:
@@ -33,10 +33,10 @@ def read_idx(path: Path, rank: int) -> Tensor:
     rank: the number of dimensions it must have (3 for images, 1 for labels).
     Returns uint8 of the shape in the header. Raises DataError for a file that is not exactly that.
     """
-    with _explained(path), _open(path) as file:
+    with explained(path), _open(path) as file:
         shape = _shape(path, file.read(4 + 4 * rank), rank)
         _check_size(path, 4 + 4 * rank, shape)
-        content = _read_at_most(file, math.prod(shape) + 1)
+        content = read_at_most(file, math.prod(shape) + 1)
     _check_count(path, len(content), shape)
     return torch.frombuffer(content, dtype=torch.uint8).view(shape)
 
@@ -46,25 +46,26 @@ def _open(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """DataError in place of the errors of gzip and of the operating system."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _error(path, "a whole gzip file", f"a damaged one ({error})") from None
+        raise fault(path, "a whole gzip file", f"a damaged one ({error})") from None
     except OSError as error:
-        raise _error(path, "a readable file", error.strerror or str(error), "check its permissions") from None
+        raise fault(path, "a readable file", error.strerror or str(error), "check its permissions") from None
 
 
 def _shape(path: Path, header: bytes, rank: int) -> tuple[int, ...]:
     if len(header) < 4 + 4 * rank:
-        raise _error(path, f"an IDX header of {4 + 4 * rank} bytes", f"only {len(header)} bytes")
+        raise fault(path, f"an IDX header of {4 + 4 * rank} bytes", f"only {len(header)} bytes")
     magic = bytes([0, 0, UNSIGNED_BYTE, rank])
     if header[:4] != magic:
         expected = f"the magic number 0x{magic.hex()} (unsigned bytes, {rank} dimensions)"
-        raise _error(path, expected, f"0x{header[:4].hex()}", "check that images and labels are not swapped")
+        raise fault(path, expected, f"0x{header[:4].hex()}", "check that images and labels are not swapped")
     shape = struct.unpack(f">{rank}I", header[4:])
     if 0 in shape:
-        raise _error(path, "at least one value", f"the shape {shape}")
+        raise fault(path, "at least one value", f"the shape {shape}")
     return shape
 
 
@@ -72,14 +73,15 @@ def _check_size(path: Path, header: int, shape: tuple[int, ...]) -> None:
     """Refuses, before anything is allocated, a header that the size of the file on disk rules out."""
     expected, found = header + math.prod(shape), path.stat().st_size
     if expected > LIMIT:
-        raise _error(path, f"at most {LIMIT} bytes", f"a header that promises {expected} (shape {shape})")
+        raise fault(path, f"at most {LIMIT} bytes", f"a header that promises {expected} (shape {shape})")
     if path.suffix == ".gz" and expected > DEFLATE_RATIO * found:
-        raise _error(path, f"{expected} bytes (shape {shape})", f"{found} bytes of gzip, too few to hold them")
+        raise fault(path, f"{expected} bytes (shape {shape})", f"{found} bytes of gzip, too few to hold them")
     if path.suffix != ".gz" and expected != found:
-        raise _error(path, f"{expected} bytes (shape {shape})", f"{found} bytes")
+        raise fault(path, f"{expected} bytes (shape {shape})", f"{found} bytes")
 
 
-def _read_at_most(file: BinaryIO, count: int) -> bytearray:
+def read_at_most(file: BinaryIO, count: int) -> bytearray:
+    """What a file still holds, in pieces, up to ``count`` bytes."""
     content = bytearray()
     while piece := file.read(min(PIECE, count - len(content))):
         content += piece
@@ -90,8 +92,4 @@ def _check_count(path: Path, found: int, shape: tuple[int, ...]) -> None:
     expected = math.prod(shape)
     if found != expected:
         words = "more than that" if found > expected else f"{found}"
-        raise _error(path, f"{expected} bytes of values (shape {shape})", words)
-
-
-def _error(path: Path, expected: str, found: str, cure: str = "get the file again") -> DataError:
-    return DataError(f"{path}: expected {expected}, found {found}; {cure}.")
+        raise fault(path, f"{expected} bytes of values (shape {shape})", words)

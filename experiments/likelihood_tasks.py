@@ -175,6 +175,10 @@ def evaluate_likelihood(session: Session, model: ScoreModel, resumable: bool = F
     beside = {name: asdict(b) for name, b in (baselines or {}).items()}
     run.note(likelihood=found.summary() | {"split": settings.split}, baselines=beside, exact=exact)
     session.say(report.likelihood(found, settings.split, baselines, exact))
+    if problem.data.standardization:
+        log_det = problem.data.log_det
+        run.note(original_units={"log_prob": found.value + log_det, "stderr": found.stderr, "log_det": log_det})
+        session.say(report.original_units(found.value, found.stderr, log_det))
     if settings.bounds is not None or settings.chain is not None:
         bounds = bounds_of(session, model, estimator, values, found)
         run.note(bounds=[asdict(row) for row in bounds.rows])
@@ -276,7 +280,7 @@ def other_data(session: Session) -> Data:
         raise ConfigError(
             f"ood.against: needs examples of {here}, as the model's, found {there}; choose another data set"
         )
-    return other
+    return other.in_units_of(own)
 
 
 def _cost(session: Session, model: ScoreModel, estimator: Estimator, data: Data, split: str) -> Tensor:

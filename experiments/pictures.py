@@ -42,18 +42,18 @@ def of_comparison(comparison: Comparison, problem: Problem, run: Run) -> list[Pa
     """Quality against calls, and the samples beside held-out data."""
     rows = [vars(row) for row in comparison.rows]
     quality = figures.quality_against_nfe(rows, comparison.floor, run.path("figures", "quality.png"))
-    return [quality, of_samples(comparison.samples, problem, run)]
+    return [quality, *of_samples(comparison.samples, problem, run)]
 
 
-def of_samples(samples: dict[str, Tensor], problem: Problem, run: Run) -> Path:
-    """Samples of each solver beside held-out data."""
+def of_samples(samples: dict[str, Tensor], problem: Problem, run: Run) -> list[Path]:
+    """Samples of each solver beside held-out data; no picture of data that are neither images nor points."""
+    if not (is_image(problem) or is_plane(problem)):
+        return []
     path, real = run.path("figures", "samples.png"), problem.x(problem.data.test, torch.Generator().manual_seed(0))
     if is_image(problem):
         shown = {name: x[:40].clamp(-1, 1) for name, x in samples.items()}
-        return figures.samples_beside_real(real[:40].clamp(-1, 1), shown, path)
-    if is_plane(problem):
-        return figures.samples_2d(samples, path, real)
-    raise ValueError(f"there is no picture of samples of shape {problem.data.shape}")
+        return [figures.samples_beside_real(real[:40].clamp(-1, 1), shown, path)]
+    return [figures.samples_2d(samples, path, real)]
 
 
 def of_flow(model: ScoreNetwork, problem: Problem, run: Run, device: torch.device, seed: int) -> list[Path]:

@@ -72,7 +72,8 @@ class Problem:
         """What a checkpoint must share with the data that it is evaluated on."""
         range_ = [self.dequantizer.low, self.dequantizer.high] if self.dequantizer else None
         data = {"name": self.data.name, "shape": list(self.data.shape), "levels": self.data.levels}
-        return data | {"range": range_, "dequantization": self.trained_on}
+        found = data | {"range": range_, "dequantization": self.trained_on}
+        return found | ({"standardization": self.data.standardization} if self.data.standardization else {})
 
 
 def load_problem(config: DictConfig) -> Problem:

@@ -60,6 +60,12 @@ def likelihood(
     return "\n".join(lines)
 
 
+def original_units(value: float, stderr: float, log_det: float) -> str:
+    """The mean log-density of standardized data, nats, in the units that they came in."""
+    total = f"log p = {value + log_det:.4f} ± {stderr:.4f} nats"
+    return f"in the units of the file: {total}, with the standardization's log-determinant {log_det:+.4f}"
+
+
 def out_of_distribution(
     unit: str,
     means: dict[str, float],

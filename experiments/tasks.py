@@ -48,7 +48,7 @@ def sample(config: DictConfig, run: Run) -> None:
     np.save(run.path("samples", "samples.npy"), out.x.cpu().numpy())
     run.note(sampling={"solver": str(solver), "nfe": out.nfe, "samples": len(out.x)})
     session.say(f"{len(out.x)} samples by {solver} in {out.nfe} network calls: {run.path('samples', 'samples.npy')}")
-    session.figures.append(pictures.of_samples({"samples": out.x.cpu()}, session.problem, run))
+    session.figures += pictures.of_samples({"samples": out.x.cpu()}, session.problem, run)
     session.figures += pictures.of_flow(model, session.problem, run, session.device, config.seed)
     session.close()
 
