@@ -48,9 +48,10 @@ class Kept:
         """
         if resume is None:
             return None, None
-        path = self.folder.parent if resume == "auto" else Path(resume).expanduser()
-        file, content = path, None
+        path, content = (self.folder.parent if resume == "auto" else Path(resume).expanduser()), None
+        file = None if path.is_dir() else checkpoint.find(path)
         if path.is_dir() and group.is_first:
+            _reap(self.folder)
             file, content = newest(path / CHECKPOINTS)
         file = group.broadcast(file and str(file))
         if file is None and resume != "auto":
@@ -67,12 +68,6 @@ class Kept:
         if file.parent != self.folder and best.is_file():
             self._link(best, BEST)
 
-    def reap(self) -> None:
-        """Remove what a run that died while it was saving left behind."""
-        for file in sorted(self.folder.glob("*.tmp")):
-            log.warning("%s was never finished, and is removed", file)
-            file.unlink()
-
     def _link(self, file: Path, name: str) -> None:
         """Give the file another name, in place of the file that had it."""
         other = self.folder / f"{name}.tmp"
@@ -82,6 +77,13 @@ class Kept:
         except OSError:  # a file system without links
             shutil.copyfile(file, other)
         os.replace(other, self.folder / name)
+
+
+def _reap(folder: Path) -> None:
+    """Remove what a run that died while it was saving left behind."""
+    for file in sorted(folder.glob("*.tmp")):
+        log.warning("%s was never finished, and is removed", file)
+        file.unlink()
 
 
 def newest(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:

@@ -55,7 +55,7 @@ class Run:
             os.register_at_fork(after_in_child=self._lock.close)
         status = self.folder / "status.json"
         if status.exists():
-            if not (resume and unfinished(self.folder)):
+            if not (resume and _open_end(self.folder)):
                 self._lock.close()
                 raise RunFolderTaken(taken(self.folder, "a run", "hydra.run.dir"))
             self._go_on(status)
@@ -124,11 +124,15 @@ class Metrics:
         self.writer.writerow(values)
         self.file.flush()
 
+    def close(self) -> None:
+        """No more rows."""
+        self.file.close()
+
     def __enter__(self) -> "Metrics":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self.close()
 
 
 def _rows_until(path: Path, step: int, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -198,12 +202,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether the folder holds a run that no process works on any more, and something of it to go on from.
+    """Whether the folder holds a run that no process works on any more, and that can be gone on with.
 
-    A trained network is something to go on from: with more steps, or to what comes after the training.
+    A trained network can: with more steps, or with what comes after the training.
     """
-    if not (folder / "status.json").is_file() or not _free(folder):
-        return False
+    return (folder / "status.json").is_file() and _free(folder) and _open_end(folder)
+
+
+def _open_end(folder: Path) -> bool:
     return _begun(folder) or _read_json(folder / "status.json").get("state") != "done"
 
 

@@ -21,23 +21,22 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
 
-from experiments import checkpoint, processes, signals, tally
+from experiments import checkpoint, processes, signals
 from experiments.build import ConfigError, build
 from experiments.nan_report import TrainingDiverged, nan_report
 from experiments.order import batches
 from experiments.problem import Problem, build_model
+from experiments.records import Records
 from experiments.retention import BEST, Kept
-from experiments.run import Metrics, Run
+from experiments.run import Run
 from experiments.stepper import Stepper, StepSettings
-from experiments.tally import NOISE_LEVELS, Tallied
-from experiments.training_state import Progress, State, require_same_training
+from experiments.tally import Tallied
+from experiments.training_state import Progress, State, require_same_training, seed_everything
+from experiments.watch import Watch
 from models import Objective, ScoreNetwork
 
 log = logging.getLogger(__name__)
-COLUMNS = ("step", "loss", "validation_loss", "gradient_norm", "learning_rate", "samples_per_second", "seconds")
-METRICS = "metrics.csv"
 _AGREE_EVERY = 10  # steps
 
 
@@ -88,7 +87,7 @@ def train(config: DictConfig, problem: Problem, device: torch.device, run: Run) 
     at hand is finished and saved; ``TrainingDiverged``; ``OutOfMemory``; ``OSError`` where nothing can be written.
     """
     settings, group = config.train, processes.current()
-    torch.manual_seed(config.seed)
+    seed_everything(config.seed)
     model = build_model(config, problem.convention(), problem.data.train).to(device)
     check(settings, device, problem.data.shape, model.sde.learned)
     parameters = sum(p.numel() for p in model.parameters())
@@ -123,16 +122,17 @@ class _Loop:
 
     def __init__(self, config: DictConfig, problem: Problem, device: torch.device, model: ScoreNetwork, run: Run):
         self.config, self.settings, self.problem, self.device = config, config.train, problem, device
-        self.model, self.group, self.progress = model, processes.current(), Progress()
+        self.model, self.run, self.group, self.progress = model, run, processes.current(), Progress()
         self.objective, step = build_objective(config, model).to(device), StepSettings.of(config.train)
         generator = torch.Generator(device).manual_seed(config.seed)
         self.source = self.group.share(generator, step.accumulate)
         self.stepper = Stepper(model, self.objective, step, generator, self.group)
-        self.state = State(self.stepper, generator, problem.data.train, self.group)
+        self.state = State(self.stepper, problem.data.train, self.group)
         held_out = torch.Generator().manual_seed(config.seed)
         self.validation = problem.x(problem.data.validation[:512], held_out).to(device)
-        self.run, self.kept = run, Kept(Path(self.group.broadcast(str(run.folder))))
-        self.recent, self.validated, self.saved, self.resumed = math.nan, math.nan, None, None
+        self.kept = Kept(Path(self.group.broadcast(str(run.folder))))
+        self.watch = Watch(config, problem, device, run.folder)
+        self.saved, self.resumed = None, None
 
     @property
     def step(self) -> int:
@@ -144,28 +144,28 @@ class _Loop:
         file, content = self.kept.find(resume, self.group)
         if file is not None:
             require_same_training(file, content, self.config, self.problem.data.train)
-            self.progress = self.state.restore(content, self.model)
-            self.resumed = {"file": str(file), "step": self.step}
-            self.kept.adopt(file)
-        keep, source = (self.step if resume else None), (file.parent.parent if file else self.run.folder)
-        self.rows = Metrics(self.run.path(METRICS), COLUMNS, keep, source / METRICS)
-        self.levels = Metrics(self.run.path(NOISE_LEVELS), tally.COLUMNS, keep, source / NOISE_LEVELS)
+            self.progress = self.state.restore(content)
+            self.saved, self.resumed = self.step, {"file": str(file), "step": self.step}
+            if self.group.is_first:
+                self.kept.adopt(file)
+        source = file.parent.parent if file else self.run.folder
+        step, quiet = (self.step if resume else None), not self.group.is_first
+        self.records = Records(self.config, self.run, step, source, self.progress.logger_id, quiet)
+        self.progress.logger_id = self.records.logger_id
 
     def go(self) -> None:
         """All steps that are left, with rows of metrics every ``log_every``, and checkpoints."""
         self.model.train()
         stream = batches(self.problem, self.config, self.device, self.source, self.progress.samples)
-        hidden = None if self.group.is_first else True
-        bar = tqdm(total=self.settings.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
-        with bar, self.rows, self.levels:
+        with self.records:
             since = time.time()
             while not self._over():
                 self.stepper(next(stream), learning_rate(self.step, self.settings))
                 self.progress.step += 1
                 self.progress.samples += self.settings.batch_size
-                bar.update()
+                self.records.bar.update()
                 if self._due("log_every"):
-                    self._look(time.time() - since, bar)
+                    self._look(time.time() - since)
                     since = time.time()
             if self.saved != self.step:
                 self._save()
@@ -180,7 +180,7 @@ class _Loop:
 
     def summary(self) -> dict[str, Any]:
         """What there is to say of the training as a whole."""
-        found = {"steps": self.step, "seconds": self.progress.seconds, "loss": self.recent}
+        found = {"steps": self.step, "seconds": self.progress.seconds, "loss": self.progress.loss}
         if self.progress.best_step:
             found["best"] = {"step": self.progress.best_step, "validation_loss": self.progress.best}
         return found | {"stopped_early": self._stopped_early(), "resumed_from": self.resumed}
@@ -201,14 +201,13 @@ class _Loop:
         every, last = self.settings[name], self.step - (self.step - 1) % self.settings.log_every - 1
         return every > 0 and (self.step // every > last // every or self.step == self.settings.steps)
 
-    def _look(self, seconds: float, bar: tqdm) -> None:
+    def _look(self, seconds: float) -> None:
         """Read and record what the steps since the last time measured, and save what is due."""
         self.progress.seconds += seconds
-        found = self._read()
-        self.validated = self._validate()
+        found, self.progress.validation_loss = self._read(), self._validate()
+        seen = self._watch() if self._due("watch_every") else {}
         if found.good:  # or else nothing happened, nothing was measured
-            self._record(found, seconds, bar)
-            self._record_noise_levels(found)
+            self._record(found, seconds, seen)
         if self._due("save_every"):
             self._save(regular=True)
 
@@ -231,25 +230,26 @@ class _Loop:
         log.warning("step %d was not finite (%s) and changed nothing", bad, where)
         return found
 
-    def _record(self, found: Tallied, seconds: float, bar: tqdm) -> None:
-        speed, self.recent = found.steps * self.settings.batch_size / seconds, found.loss
-        self.rows.row(
-            step=self.step,
-            loss=found.loss,
-            validation_loss=self.validated,
-            gradient_norm=found.norm,
-            seconds=seconds,
-            learning_rate=learning_rate(self.step - 1, self.settings),
-            samples_per_second=speed,
-        )
-        bar.set_postfix_str(f"loss {found.loss:.4f}")
-        if bar.disable and self.step % (10 * self.settings.log_every) == 0:
-            log.info("step %d of %d: loss %.4f, %.0f samples/s", self.step, self.settings.steps, found.loss, speed)
+    def _record(self, found: Tallied, seconds: float, seen: dict[str, float]) -> None:
+        self.progress.loss = found.loss
+        values = {
+            "loss": found.loss,
+            "validation_loss": self.progress.validation_loss,
+            "gradient_norm": found.norm,
+            "learning_rate": learning_rate(self.step - 1, self.settings),
+            "samples_per_second": found.steps * self.settings.batch_size / seconds,
+            "seconds": seconds,
+        }
+        bins = zip(self.stepper.tally.bins(), found.means, found.counts, strict=True)
+        self.records.add(self.step, values | seen, [(low, high, mean, n) for (low, high), mean, n in bins])
 
-    def _record_noise_levels(self, found: Tallied) -> None:
-        """The loss in each bin of log-SNR; where there was none, it stays empty."""
-        for (low, high), mean, count in zip(self.stepper.tally.bins(), found.means, found.counts, strict=True):
-            self.levels.row(step=self.step, low=low, high=high, count=count, **({"mean": mean} if count else {}))
+    def _watch(self) -> dict[str, float]:
+        """Samples and the likelihood of held-out data."""
+        with self.stepper.average.applied(self.model):
+            look = self.watch.look(self.model, self.step)
+        if look.grid is not None:
+            self.records.picture(self.step, "samples", look.grid)
+        return look.scalars
 
     @torch.no_grad()
     def _validate(self) -> float:
@@ -267,7 +267,7 @@ class _Loop:
 
     def _save(self, regular: bool = False) -> None:
         """Write a checkpoint; a ``regular`` one is judged, and kept where it is due."""
-        best = regular and self.progress.judge(self.validated)
+        best = regular and self.progress.judge()
         state, keep = self.state.content(self.progress), regular and self._due("keep_every")
         if self.group.is_first:
             content = self.model, self.stepper.average.state, self.config, self.problem.convention(), self.step, state

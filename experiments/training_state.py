@@ -22,7 +22,6 @@ from torch import Tensor
 from experiments.build import ConfigError
 from experiments.processes import Processes
 from experiments.stepper import Stepper
-from models import ScoreNetwork
 
 log = logging.getLogger(__name__)
 
@@ -40,31 +39,35 @@ _FEW = 256
 class Progress:
     """How far a training has come: what of it is plain numbers.
 
-    samples: that were trained on, of all processes. seconds: of training, of all its runs. best, best_step: the lowest
-    validation loss of a regular checkpoint; stale: regular checkpoints since.
+    samples: that were trained on, of all processes. seconds: of training, of all its runs. loss, validation_loss: of
+    the last row. best, best_step: the lowest validation loss of a regular checkpoint; stale: regular checkpoints since.
+    logger_id: for a logger to go on.
     """
 
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
+    loss: float | None = None
+    validation_loss: float = math.inf
     best: float = math.inf
     best_step: int = 0
     stale: int = 0
+    logger_id: str | None = None
 
-    def judge(self, loss: float) -> bool:
+    def judge(self) -> bool:
         """Whether the validation loss of a regular checkpoint is the lowest yet."""
-        better = loss < self.best
+        better = self.validation_loss < self.best
         self.stale = 0 if better else self.stale + 1
         if better:
-            self.best, self.best_step = loss, self.step
+            self.best, self.best_step = self.validation_loss, self.step
         return better
 
 
 class State:
     """What a checkpoint holds beside the weights: its content, and going on from it."""
 
-    def __init__(self, stepper: Stepper, generator: torch.Generator, examples: Tensor, group: Processes):
-        self.stepper, self.generator, self.examples, self.group = stepper, generator, examples, group
+    def __init__(self, stepper: Stepper, examples: Tensor, group: Processes):
+        self.stepper, self.examples, self.group = stepper, examples, group
 
     def content(self, progress: Progress) -> dict[str, Any]:
         """Tensors and plain values; every process must ask."""
@@ -72,30 +75,32 @@ class State:
             "progress": asdict(progress),
             "epoch_and_position": list(divmod(progress.samples, len(self.examples))),
             "examples": fingerprint(self.examples),
-            "machine": machine(self.generator.device),
-            "generator": self.generator.get_state(),
+            "machine": machine(self.stepper.device),
             "random": self.group.gather(random_states()),
             "stepper": self.stepper.state(),
         }
 
-    def restore(self, content: dict[str, Any], model: ScoreNetwork) -> Progress:
+    def restore(self, content: dict[str, Any]) -> Progress:
         """Take over a checkpoint's weights and all else; what can't be the same on this machine is warned of."""
-        stored = content["training"]
-        model.load_state_dict(content["model"])
-        self.stepper.average.load(content["ema"])
-        self.stepper.load(stored["stepper"])
-        warn_of_machine(stored["machine"], self.generator.device)
-        states, rank = stored["random"], self.group.rank
-        if len(states) == self.group.count:
-            restore_random_states(states[rank])
+        stored, here = content["training"], self.group.count
+        warn_of_machine(stored["machine"], self.stepper.device)
+        self.stepper.model.load_state_dict(content["model"])
+        own, states, step = self.stepper.generator, stored["random"], stored["stepper"]
+        if step["generator"].shape != own.get_state().shape:  # of another kind of device
+            step["generator"] = own.manual_seed(own.initial_seed() + stored["progress"]["step"]).get_state()
+        self.stepper.load(step, content["ema"])
+        if len(states) == here:
+            restore_random_states(states[self.group.rank])
         else:
-            here = self.group.count
             log.warning("going on in %d processes, not %d: dropout draws other numbers", here, len(states))
-        if stored["generator"].numel() == self.generator.get_state().numel():
-            self.generator.set_state(stored["generator"])
-        else:
-            self.generator.manual_seed(self.generator.initial_seed() + stored["progress"]["step"])
         return Progress(**stored["progress"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global generator of random numbers, whether a training draws from it or not."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def random_states() -> dict[str, Any]:
@@ -131,7 +136,7 @@ def fingerprint(values: Tensor) -> str:
 def machine(device: torch.device) -> dict[str, Any]:
     """What the last bit of a result depends on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
 
 def require_same_training(file: Path, content: dict[str, Any], config: DictConfig, examples: Tensor) -> None:
