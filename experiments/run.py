@@ -74,7 +74,7 @@ class Run:
     @property
     def can_go_on(self) -> bool:
         """Whether there is something that another run can go on from."""
-        return _begun(self.folder)
+        return self.partial.is_file() or _trained(self.folder)
 
     @property
     def partial(self) -> Path:
@@ -210,11 +210,11 @@ def unfinished(folder: Path) -> bool:
 
 
 def _open_end(folder: Path) -> bool:
-    return _begun(folder) or _read_json(folder / "status.json").get("state") != "done"
+    return _trained(folder) or _read_json(folder / "status.json").get("state") != "done"
 
 
-def _begun(folder: Path) -> bool:
-    return folder.joinpath(*PARTIAL).is_file() or any(folder.joinpath(CHECKPOINTS).glob("*.pt"))
+def _trained(folder: Path) -> bool:
+    return any((folder / CHECKPOINTS).glob("*.pt"))
 
 
 def being_written(folder: Path) -> str:

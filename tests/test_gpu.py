@@ -12,6 +12,7 @@ from experiments.audit import bits_per_dim
 from experiments.centres import DiscreteDecoder, TruncatedNormal
 from experiments.data import digits
 from experiments.dequantization import Uniform
+from experiments.order import batches, fits
 from experiments.problem import Problem
 from experiments.run import Run
 from experiments.stepper import PRECISIONS, LossScale, Stepper, StepSettings
@@ -300,13 +301,13 @@ def test_the_average_is_applied_between_recorded_steps():
 
 def test_batches_from_the_host_are_of_the_data():
     problem, device = Problem.of(digits()), torch.device("cuda")
-    source = training.batches(problem, 32, device, torch.Generator(device).manual_seed(0), on_device=False)
-    x = next(source)
+    config = configuration("train.batch_size=32", "train.data_on_device=false")
+    x = next(batches(problem, config, device, torch.Generator(device).manual_seed(0)))
     assert x.is_cuda and x.shape == (32, 1, 8, 8)
     levels = problem.dequantizer.quantize(x).cpu().flatten(1)
     known = {tuple(k) for k in problem.data.train.flatten(1).tolist()}
     assert all(tuple(k) in known for k in levels.tolist())
-    assert training.fits(problem.data.train, device)
+    assert fits(problem.data.train, device)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # the compiler's own

@@ -13,6 +13,7 @@ from experiments.data import digits, mixture2d
 from experiments.dequantization import Uniform
 from experiments.dequantizers import check_convention, of_convention
 from experiments.likelihood_tasks import check_settings, likelihood
+from experiments.order import batches
 from experiments.problem import Problem, build_model, load_problem
 from experiments.run import Run
 from experiments.session import Session, load_model
@@ -50,7 +51,7 @@ def test_training_sees_the_centres_of_the_bins_or_all_of_them():
     assert not torch.isclose(uniform.x(k), uniform.x(k)).any()
     for problem in (uniform, centred):
         assert torch.equal(problem.dequantizer.quantize(problem.x(k)).long(), k)
-    batch = next(training.batches(centred, 4, CPU, torch.Generator().manual_seed(0)))
+    batch = next(batches(centred, configuration("train.batch_size=4"), CPU, torch.Generator().manual_seed(0)))
     assert torch.equal(centred.x(centred.dequantizer.quantize(batch)), batch)
 
 

@@ -137,7 +137,7 @@ def test_only_an_unfinished_run_lets_the_command_line_into_its_folder(tmp_path, 
 def test_what_is_not_interrupted_is_not_resumed(tmp_path, of_digits):
     given = (*HELD_OUT, f"checkpoint={of_digits}")
     run(likelihood_tasks.likelihood, tmp_path / "a", *given, resume="auto")  # nothing there: from the beginning
-    with pytest.raises(ConfigError, match="resume= continues an evaluation"):
+    with pytest.raises(ConfigError, match="resume= goes on with a training or an evaluation"):
         run(likelihood_tasks.interpolate, tmp_path / "b", *given, resume="auto")
     running = Run(tmp_path / "c", "likelihood")
     running.path("likelihood", "partial.npz").write_bytes(b"")

@@ -1,6 +1,7 @@
 """Training, what it measures, and its checkpoints."""
 
 import csv
+import json
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from configurations import configuration
 from experiments import checkpoint, pictures, training
 from experiments.build import ConfigError
 from experiments.data import mixture2d
+from experiments.nan_report import TrainingDiverged
+from experiments.order import batches, permutation
 from experiments.problem import Problem, build_model
 from experiments.run import Run, RunFolderTaken
+from experiments.stepper import Stepper
 from models import DenoisingScoreMatching
 from sde import VP
 
@@ -84,20 +88,58 @@ def poisoned():
     return Problem.of(data)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_and_leaves_sound_weights(tmp_path):
-    with pytest.raises(training.TrainingDiverged, match=r"in step 1;.*Lower train.learning_rate"):
-        trained(tmp_path, poisoned(), "train.batch_size=100")
-    model, _, _ = checkpoint.load(str(tmp_path), CPU)
+def test_losses_that_are_not_finite_change_nothing_and_end_the_training_with_a_report(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"in step 1 \(at log-SNR .*3 steps in a row.*nan_report\.json"):
+        trained(tmp_path, poisoned(), "train.batch_size=100", "train.log_every=3", "train.max_bad_steps=3")
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))  # nothing was learned
+    report = json.loads((tmp_path / "nan_report.json").read_text())
+    assert report["first_bad_step"] == 1 and report["bad_steps_in_a_row"] == 3 and report["last_step"] == 3
+    assert report["examples_not_finite"] == {"count": 1, "first": [3]}
+    assert report["weights_not_finite"] == [] and report["gradients_not_finite"]
+    low, high = report["log_snr_of_bad_losses"]
+    assert low == high and sum(one["count"] for one in report["loss_by_log_snr"]) == 3 * 99
+
+
+def test_a_sound_checkpoint_is_not_overwritten_by_a_training_that_diverges(tmp_path, problem, monkeypatch):
+    step = Stepper.__call__
+
+    def poisoning(self, x, rate, **condition):
+        step(self, x if self.average.updates < 20 else x * float("nan"), rate, **condition)
+
+    monkeypatch.setattr(Stepper, "__call__", poisoning)
+    with pytest.raises(TrainingDiverged, match="in step 21 "):
+        trained(tmp_path, problem, "train.save_every=20", "train.max_bad_steps=10")
+    model, _, step_found = checkpoint.load(str(tmp_path), CPU)
+    assert step_found == 20 and all(p.isfinite().all() for p in model.parameters())
+
+
+def test_the_step_that_was_not_finite_is_named_and_the_others_count(tmp_path, caplog):
+    """In batches of 10 the one bad point of 100 comes up once in ten steps, which is no end."""
+    step = permutation(0, 0, 100).tolist().index(3) // 10 + 1
+    model, _ = trained(tmp_path, poisoned(), "train.batch_size=10", "train.log_every=20")
+    assert f"step {step} was not finite (at log-SNR" in caplog.text and "changed nothing" in caplog.text
     assert all(p.isfinite().all() for p in model.parameters())
+    assert len(rows(tmp_path / "metrics.csv")) == 2
 
 
-def test_the_step_that_was_not_finite_is_named(tmp_path):
-    """In batches of 10 the one bad point of 100 comes up once in ten steps."""
-    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    step = order.tolist().index(3) // 10 + 1
-    assert step > 1
-    with pytest.raises(training.TrainingDiverged, match=f"in step {step};"):
-        trained(tmp_path, poisoned(), "train.batch_size=10", "train.log_every=20")
+def test_a_gradient_that_alone_is_not_finite_is_told_apart(tmp_path, problem, monkeypatch, caplog):
+    class Steep(DenoisingScoreMatching):
+        def forward(self, model, x0, generator=None, **condition):
+            found = super().forward(model, x0, generator, **condition)
+            return found._replace(value=found.value + (found.value.detach() * 0 + 0 * found.value).clamp(min=0).sqrt())
+
+    monkeypatch.setattr(training, "build_objective", lambda config, model: Steep())
+    with pytest.raises(TrainingDiverged, match=r"in step 1 \(in the gradient alone\)"):
+        trained(tmp_path, problem)
+
+
+def test_out_of_memory_says_what_to_do(tmp_path, problem, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+
+    monkeypatch.setattr(Stepper, "__call__", full)
+    with pytest.raises(training.OutOfMemory, match=r"Tried to allocate 2\.00 GiB\); train\.accumulate=2"):
+        trained(tmp_path, problem)
 
 
 def rows(path):
@@ -148,33 +190,13 @@ def test_validation_is_of_the_average_and_teaches_nothing(tmp_path, problem, mon
     assert objective.dropped.count(False) == 4 and objective.training
 
 
-def test_an_interrupt_saves_the_step_it_came_in(tmp_path, problem, monkeypatch):
-    class Interrupting(Counting):
-        def forward(self, *args, **kwargs):
-            if self.learned == 17:
-                raise KeyboardInterrupt
-            return super().forward(*args, **kwargs)
-
-    monkeypatch.setattr(training, "build_objective", lambda config, model: Interrupting())
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, problem)
-    model, _, step = checkpoint.load(str(tmp_path), CPU)
-    assert step == 17 and all(p.isfinite().all() for p in model.parameters())
-
-
-def test_where_the_data_lie_and_in_how_many_parts_plays_no_part_in_the_order(problem):
+def test_where_the_data_lie_plays_no_part_in_the_order(problem):
     def first(where):
-        return torch.stack(
-            [x for x, _ in zip(training.batches(problem, 64, CPU, seeded(), where), range(20), strict=False)]
-        )
+        config = configuration("train.batch_size=64", f"train.data_on_device={where}")
+        stream = batches(problem, config, CPU, torch.Generator().manual_seed(5))
+        return torch.stack([next(stream) for _ in range(20)])
 
-    def seeded():
-        return torch.Generator().manual_seed(5)
-
-    auto = first("auto")
-    assert torch.equal(first(False), auto) and torch.equal(first(True), auto)
-    epoch = auto.flatten(0, 1)[:500]  # 500 examples: each once before any comes again
-    assert len(epoch.unique(dim=0)) == len(problem.data.train)
+    assert torch.equal(first("false"), first("auto")) and torch.equal(first("true"), first("auto"))
 
 
 @pytest.mark.parametrize("options", [("train.accumulate=4",), ("train.precision=bfloat16",), ("train.fused=false",)])
@@ -202,6 +224,9 @@ def test_settings_of_a_step_are_refused_before_training(tmp_path, problem, words
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
-    Run(tmp_path, "train")
+    first = Run(tmp_path, "train")
+    with pytest.raises(RunFolderTaken, match=r"is being written by another run \(process \d+ on "):
+        Run(tmp_path, "train")
+    first.end("done")
     with pytest.raises(RunFolderTaken, match="already holds a run"):
         Run(tmp_path, "train")
