@@ -37,6 +37,7 @@ __all__ = ["SCHEMA", "CheckpointError", "find", "load", "read", "save"]
 SCHEMA = 2
 _JSON = ("components", "config", "convention", "provenance")
 _PARTS = ("schema", *_JSON, "step", "model", "ema", "training")
+_INSIDE = (("checkpoints", "last.pt"), (export.WEIGHTS,), ("export", export.WEIGHTS))
 _LARGEST_SIZE, _MOST_VALUES = 1 << 24, 1 << 28  # of one sample
 _ENVIRONMENT = re.compile(r"oc\s*\.\s*(env|decode)")
 
@@ -101,19 +102,20 @@ def find(path: str | Path | None) -> Path:
         reason = "this task needs a trained model"
         raise CheckpointError(None, reason, "give checkpoint=FILE or checkpoint=RUN_FOLDER")
     place = Path(path).expanduser()
-    inside = [place / "checkpoints" / "last.pt", place / export.WEIGHTS] if place.is_dir() else [place]
+    inside = [place.joinpath(*parts) for parts in _INSIDE] if place.is_dir() else [place]
     for file in inside:
         if file.is_file():
             return file
-    reason = f"there is no file {' nor '.join(map(str, inside))}"
+    reason = f"there is no file {', nor '.join(map(str, inside))}"
     raise CheckpointError(f"checkpoint={path}", reason, "give a .pt file, the folder of a run, or exported weights")
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The whole content of a checkpoint, verified, with its JSON as plain values; "digest" is that of the file.
+    """The whole content of a checkpoint, verified and brought to schema 2, with its JSON as plain values.
 
-    "training" is None where a training can't be resumed, "model" where there are averaged weights only. Nothing that
-    the file names is imported, called or built. Raises ``CheckpointError``.
+    "training" is None where a training can't be resumed, "model" where there are averaged weights only; "written_in" is
+    the schema that was found, "digest" the file's, None in schema 1. Nothing that the file names is imported, called or
+    built. Raises ``CheckpointError``.
     """
     content, digest = export.read(file) if file.suffix == export.SUFFIX else archive.read(file)
     try:
@@ -133,8 +135,7 @@ def load(path: str | Path | None, device: torch.device) -> tuple[ScoreNetwork, d
     try:
         model = components.build_stored(content["components"], convention, numbers)
     except Exception as error:  # parameters that make no sense raise whatever the constructors do
-        cure = "take another checkpoint, or the plugins that it was trained with"
-        raise CheckpointError(file, f"its model can't be built ({error})", cure) from error
+        raise CheckpointError(file, f"its model can't be built ({error})") from error
     if odd := _misfits(model.state_dict(), weights):
         raise CheckpointError(file, f"its weights don't fit its own components: {odd}")
     model.load_state_dict(weights)
@@ -150,7 +151,7 @@ def _checked(content: Any, digest: str | None) -> dict[str, Any]:
         reason = f"a newer version of this program wrote it, in schema {schema}; this one reads up to {SCHEMA}"
         raise CheckpointError(None, reason, "update this program")
     if schema == 1:
-        return _checked_parts(_migrated(content)) | {"schema": 1}
+        return _checked_parts(_migrated(content))
     if digest is None:
         raise CheckpointError(None, "it lacks the digest that every file of its schema has")
     return _checked_parts(_parsed(content, _JSON))
@@ -180,13 +181,13 @@ def _migrated(content: dict[str, Any]) -> dict[str, Any]:
 
 def _checked_parts(content: dict[str, Any]) -> dict[str, Any]:
     for name in ("model", "ema"):
-        _require_weights(name, content.get(name), optional=name == "model")
+        _require_weights(name, content.get(name, ()), optional=name == "model")
     if type(content.get("step")) is not int or content["step"] < 0:
         raise CheckpointError(None, f"its step must be a count, found {content.get('step')!r:.100}")
     if not isinstance(content.get("training"), (dict, NoneType)):
         raise CheckpointError(None, "its training is not a table of names and values")
     _complete(content["convention"])
-    return {name: content.get(name) for name in _PARTS}
+    return {name: content.get(name) for name in _PARTS} | {"schema": SCHEMA, "written_in": content["schema"]}
 
 
 def _require_weights(name: str, weights: Any, optional: bool) -> None:

@@ -35,9 +35,8 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
     """Write the averaged weights of what ``checkpoint.read`` gave, and their description, into an existing folder."""
     weights = {name: value.detach().cpu().contiguous() for name, value in content["ema"].items()}
     data = _safetensors().save(weights)
-    description = {name: content[name] for name in ("schema", "step", *_TABLES)} | {
-        "sha256": hashlib.sha256(data).hexdigest()
-    }
+    description = {name: content[name] for name in ("schema", "step", *_TABLES)}
+    description["sha256"] = hashlib.sha256(data).hexdigest()
     with replacing(folder / WEIGHTS) as file:
         file.write(data)
     with replacing(folder / DESCRIPTION) as file:
