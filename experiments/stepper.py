@@ -21,7 +21,7 @@ verdict on the step; weights and moments are the same in all, to the last bit.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -197,6 +197,7 @@ class Stepper:
             fused=settings.fused,
             capturable=settings.cuda_graphs,
         )
+        self._begin()
         self.scale, self.average = LossScale(self.precision.scale, self.device), Average(model, settings.ema)
         self.tally = Tally(*model.sde.log_snr_range, self.device, processes=self.processes)
         self._adam = self._fused if settings.fused else self._plain
@@ -209,6 +210,47 @@ class Stepper:
         """
         self.rate.fill_(rate)
         self._run({"x0": x.contiguous(memory_format=self.format), **condition})
+
+    def state(self) -> dict[str, Any]:
+        """What the steps to come depend on beside the weights and their average: tensors by name, as they lie.
+
+        All of several processes must ask; what the first one gets is that of all.
+        """
+        return self._lying() | {"tally": self.tally.state(), "generator": self.generator.get_state()}
+
+    def load(self, state: dict[str, Any], average: dict[str, Tensor]) -> None:
+        """Go on from ``state()`` and the average that went with it; the model's weights must be loaded before or after.
+
+        All is copied into the tensors that there are, so that what was compiled or captured stays valid. A loss scale
+        begins anew where only one of both precisions has one. Raises ``ConfigError`` for another network's state.
+        """
+        own, given = self._lying(), {name: dict(state[name]) for name in self._lying()}
+        if not (own["scale"] and given["scale"]):
+            own["scale"] = given["scale"] = {}
+        own, given = dict(_leaves(own | {"average": self.average.state})), dict(_leaves(given | {"average": average}))
+        _require_alike(own, given)
+        for name, value in own.items():
+            value.copy_(given[name])
+        self.tally.load(state["tally"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def _lying(self) -> dict[str, dict[str, Any]]:
+        """The tensors that steps change, where they lie."""
+        scale = {"value": self.scale.value, "streak": self.scale.streak} if self.scale.adapts else {}
+        moments = {name: self.optimizer.state[p] for name, p in self.model.named_parameters() if p.requires_grad}
+        return {
+            "moments": moments,
+            "scale": scale,
+            "objective": self.objective.state_dict(),
+            "updates": {"average": self.average.updates},
+        }
+
+    def _begin(self) -> None:
+        """Adam's moments as its first step would make them, so that they can be loaded before it."""
+        for parameter in self.parameters:
+            count = torch.zeros((), device=parameter.device if self.settings.fused else None)
+            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": count, **zeros}
 
     def _step(self, batch: dict[str, Tensor]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -251,6 +293,25 @@ class Stepper:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate.item()
             self.optimizer.step()
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested dicts, with their paths."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}/")
+        else:
+            yield f"{above}{name}", value
+
+
+def _require_alike(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (own, given)]
+    other = sorted({name for name, _ in set(shapes[0].items()) ^ set(shapes[1].items())})
+    if other:
+        raise ConfigError(
+            f"the training state is of another network or objective: {len(other)} names or shapes differ "
+            f"({', '.join(other[:3])}); resume with the configuration that it was saved under"
+        )
 
 
 class _Loss(nn.Module):
