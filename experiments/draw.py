@@ -2,8 +2,8 @@
 
 Every sample has its own stream of random numbers (``sde.Noise``), so that any division of the samples draws the same
 ones: with a solver of fixed steps exactly, up to how a machine rounds in batches of another size, and with one that
-chooses its steps for a batch within its tolerances. Whole batches are dealt to the processes in turn; no solver knows of
-the others or waits for them, and where all is done, all get everything.
+chooses its steps for a batch within its tolerances. Whole batches are dealt to the processes in turn; no solver knows
+of the others or waits for them, and where all is done, all get everything.
 """
 
 import logging
