@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.build import ConfigError, build
+from experiments.draw import draw
 from experiments.metrics import Floor, noise_floor, sliced_w2
 from experiments.problem import Problem
 from models import ScoreNetwork
@@ -116,7 +117,7 @@ def _measure(name, solver, model, shape, test, seed, settings, device) -> tuple[
     distances, nfe, seconds, first, seeds = [], 0.0, 0.0, None, settings.seeds
     for i in range(seeds):
         started = time.perf_counter()
-        out = solver(model, shape=shape, seed=seed + i, device=device, batch_size=settings.batch_size)
+        out = draw(solver, model, shape, seed + i, device, settings.batch_size)
         x = out.x.cpu()  # waits for a GPU
         nfe, seconds = nfe + out.nfe / seeds, seconds + (time.perf_counter() - started) / seeds
         first = x if first is None else first

@@ -12,6 +12,7 @@ their own single draw. Every part is kept for each example, in nats.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.dequantization import Dequantizer, Drawn, importance_weighted
+from experiments.draw import Fitting
+from experiments.processes import Processes, current
 from sde import ScoreModel
 from sde.base import require_count
 from solvers import Divergence, Exact, log_likelihood
@@ -198,17 +201,30 @@ def evaluate(
     first: int = 0,
     keeper: Keeper | None = None,
     progress: bool | None = False,
+    processes: Processes | None = None,
 ) -> Examples:
     """Every example's parts, batch by batch; those that the ``keeper`` holds are not computed again.
 
-    ``progress``: True, False, or None for a bar only in a terminal.
+    Of several processes each takes one batch of a round, and all have the result; the first one's keeper counts. A
+    batch that does not fit into the memory is halved, with the same result.
+
+    ``progress``: True, False, or None for a bar only in a terminal. processes: by default the ``current()`` ones.
     """
     require_count(batch_size, "batch_size")
-    found = keeper.load() if keeper else None
+    processes, fit = processes or current(), Fitting("likelihood.batch_size")
+    found = processes.broadcast(keeper.load() if keeper else None)
     done = [found] if found is not None and len(found) else []
+
+    def batch(start: int, size: int) -> Examples:
+        return estimator(model, values[start : start + size], first + start)
+
     starts = range(sum(map(len, done)), len(values), batch_size)
-    for start in tqdm(starts, desc="likelihood", disable=None if progress is None else not progress, leave=False):
-        done = [Examples.joined([*done, estimator(model, values[start : start + batch_size], first + start)])]
-        if keeper:
+    rounds = range(0, len(starts), processes.count)
+    hidden = not processes.is_first or (None if progress is None else not progress)
+    for turn in tqdm(rounds, desc="likelihood", disable=hidden, leave=False):
+        mine = starts[turn : turn + processes.count][processes.rank :][:1]
+        own = [part for start in mine for part in fit(batch, start, min(batch_size, len(values) - start))]
+        done = [Examples.joined([*done, *chain.from_iterable(processes.gather(own))])]
+        if keeper and processes.is_first:
             keeper.save(done[0])
     return done[0]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from experiments import comparison, pictures, report, training, verification
 from experiments.build import ConfigError, build
+from experiments.draw import draw
 from experiments.likelihood_tasks import check_likelihood, evaluate_likelihood
 from experiments.metrics import classifier_confidence, copy_report
 from experiments.problem import Problem, build_model
@@ -37,14 +38,8 @@ def sample(config: DictConfig, run: Run) -> None:
     session = Session(config, run)
     solver = build(config.solver, where="solver")
     model = load_model(session)
-    out = solver(
-        model,
-        shape=(config.compare.samples, *session.problem.data.shape),
-        seed=config.seed,
-        device=session.device,
-        batch_size=config.compare.batch_size,
-        progress=sys.stderr.isatty(),
-    )
+    shape = (config.compare.samples, *session.problem.data.shape)
+    out = draw(solver, model, shape, config.seed, session.device, config.compare.batch_size, sys.stderr.isatty())
     np.save(run.path("samples", "samples.npy"), out.x.cpu().numpy())
     run.note(sampling={"solver": str(solver), "nfe": out.nfe, "samples": len(out.x)})
     session.say(f"{len(out.x)} samples by {solver} in {out.nfe} network calls: {run.path('samples', 'samples.npy')}")

@@ -92,9 +92,9 @@ class GaussianPrior:
     shape: tuple[int, ...]
     std: float
 
-    def sample(self, seed: int = 0, device=None, dtype=torch.float32) -> Tensor:
-        """Draw of shape ``(B, ...)``; sample i depends on ``seed`` and i alone."""
-        return self.std * Noise(seed).normal(self.shape, 0, device, dtype)
+    def sample(self, seed: int = 0, device=None, dtype=torch.float32, first: int = 0) -> Tensor:
+        """Draw of shape ``(B, ...)``, of samples ``first`` and on; sample i depends on ``seed`` and i alone."""
+        return self.std * Noise(seed, first).normal(self.shape, 0, device, dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, ``(B,)``."""
@@ -118,7 +118,7 @@ class SDE(ABC):
 
     @abstractmethod
     def prior(self, shape: tuple[int, ...]):
-        """The distribution at t_max: an object with ``sample(seed, device, dtype)`` and ``log_prob(x) -> (B,)``."""
+        """The distribution at t_max: has ``sample(seed, device, dtype, first)`` and ``log_prob(x) -> (B,)``."""
 
 
 def last_time(sde: SDE) -> float:

@@ -24,6 +24,13 @@ class Output:
     trajectory: Tensor | None = None
     times: Tensor | None = None
 
+    @classmethod
+    def joined(cls, parts: "list[Output]") -> "Output":
+        """The outputs of micro-batches as one; ``nfe`` is the most for any of them."""
+        x, times = torch.cat([part.x for part in parts]), parts[0].times
+        trajectory = None if times is None else torch.cat([part.trajectory for part in parts], dim=1)
+        return cls(x, max(part.nfe for part in parts), trajectory, times)
+
 
 class SamplingDiverged(RuntimeError):
     """A sampler met a value that is not finite."""
@@ -81,6 +88,7 @@ class Solver(ABC):
         callback: Callable[[int, Tensor], None] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
+        first: int = 0,
     ) -> Output:
         """Draw samples.
 
@@ -95,6 +103,7 @@ class Solver(ABC):
         callback: called as ``callback(i, x)`` after step i, 0 before the first; for each micro-batch by itself.
         batch_size: samples to draw at a time, to bound the memory; the samples are the same.
         progress: show a bar of the model's calls.
+        first: number of the first sample: those from it on are drawn. ``x_T`` is the noise of these.
 
         Returns ``Output``; its ``nfe`` counts the calls for one batch, with micro-batches the most for any of them.
 
@@ -107,11 +116,13 @@ class Solver(ABC):
         self.check_model(model)
         if batch_size is not None:
             require_count(batch_size, "batch_size")
+        if type(first) is not int or first < 0:
+            raise ValueError(f"first must be an integer of at least 0, found {first!r}")
         if type(trajectory) is not int or trajectory < 0:
             raise ValueError(f"trajectory must be an integer of at least 0, found {trajectory!r}")
-        x_T = starting_noise(model, shape, seed, x_T, device, dtype)
+        x_T = starting_noise(model, shape, seed, x_T, device, dtype, first)
         model = Compiled(model) if self.compile else model
-        parts, done, first = x_T.split(batch_size or max(1, len(x_T))), [], 0
+        parts, done = x_T.split(batch_size or max(1, len(x_T))), []
         bar = tqdm(
             total=self.calls and self.calls * len(parts),
             desc=type(self).__name__,
@@ -125,7 +136,7 @@ class Solver(ABC):
                 x = self._solve(model, part, Noise(seed, first), kept)
                 done.append(Output(x, calls.n - before, *kept.stacked()))
                 first += len(part)
-        return _joined(done)
+        return Output.joined(done)
 
     def check_model(self, model: ScoreField) -> None:
         """Refuse, with ``TypeError``, a model without the pair or the density where they are needed."""
@@ -159,13 +170,6 @@ def require_variance(model: ScoreModel, title: str) -> None:
         )
 
 
-def _joined(parts: list[Output]) -> Output:
-    """The outputs of micro-batches as one."""
-    x, times = torch.cat([part.x for part in parts]), parts[0].times
-    trajectory = None if times is None else torch.cat([part.trajectory for part in parts], dim=1)
-    return Output(x, max(part.nfe for part in parts), trajectory, times)
-
-
 def starting_noise(
     model: ScoreField,
     shape: tuple[int, ...] | None,
@@ -173,6 +177,7 @@ def starting_noise(
     x_T: Tensor | None,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
+    first: int = 0,
 ) -> Tensor:
     """What a solver starts from, by its call's arguments; ``ValueError`` unless given one of ``shape`` and ``x_T``."""
     if (shape is None) == (x_T is None):
@@ -180,7 +185,8 @@ def starting_noise(
     if x_T is not None:
         return x_T.to(device=device, dtype=dtype)
     like = first_weight(model)
-    return model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype)
+    numbered = {"first": first} if first else {}  # a prior of an earlier day does not know the word
+    return model.sde.prior(tuple(shape)).sample(seed, device or like.device, dtype or like.dtype, **numbered)
 
 
 def first_weight(model: torch.nn.Module) -> Tensor:
