@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     """Write docs/images/systems.png: one row of the first samples of each system."""
     figure, axes = plt.subplots(len(SAMPLERS), 1, figsize=(10, 0.62 * len(SAMPLERS)))
     for axis, (system, sampler) in zip(axes, SAMPLERS.items(), strict=True):
-        x = np.load(folder / system / "samples" / f"{sampler}.npy")[:COUNT, 0]
+        x = np.load(folder / system / "samples" / f"{sampler}.npy", allow_pickle=False)[:COUNT, 0]
         row = np.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=1).transpose(1, 0, 2).reshape(x.shape[1], -1)
         axis.imshow(row, cmap="gray", vmin=-1, vmax=1)
         axis.set(xticks=[], yticks=[])

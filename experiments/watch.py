@@ -2,13 +2,16 @@
 
 Samples start from the same noise at every look, and the likelihood takes the same examples, draws and probes: what
 changes from one look to the next is the model. Both are those of the configuration, so that the last look is what
-``task=sample`` and ``task=likelihood`` find, for fewer examples.
+``task=sample`` and ``task=likelihood`` find, for fewer examples; but a likelihood that is left to its defaults takes
+``STEPS`` steps, at half the cost: for 64 of the digits that changed 2.062 bits/dim to 2.059, a tenth of their standard
+error.
 
 A look leaves no trace in the training: random number generators, modes, gradients and weights are afterwards what they
 were before. And it never ends one: a young model whose samples or flow diverge, and a device that is too small for
 both, are logged, and that value is left out.
 """
 
+import copy
 import logging
 import random
 import warnings
@@ -34,7 +37,7 @@ from solvers.base import Solver
 from solvers.ode import ODEError
 
 log = logging.getLogger(__name__)
-IMAGES, POINTS = 64, 1000
+IMAGES, POINTS, STEPS = 64, 1000, 50
 SURVIVED = (SamplingDiverged, ODEError, torch.OutOfMemoryError, MemoryError, OSError)
 
 
@@ -61,7 +64,7 @@ class Watch:
     """
 
     def __init__(self, config: DictConfig, problem: Problem, device: torch.device, folder: Path):
-        self.config, self.problem, self.device, self.folder = config, problem, device, folder
+        self.config, self.problem, self.device, self.folder = _cheaper(config), problem, device, folder
         for name in ("watch_every", "watch_examples"):
             if not config.train[name] >= 0:
                 raise ConfigError(f"train.{name} must be at least 0, found {config.train[name]}")
@@ -132,6 +135,15 @@ def untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
                 module.training = training
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def _cheaper(config: DictConfig) -> DictConfig:
+    """The configuration, with fewer steps of the likelihood where it says nothing of them."""
+    if any(config.likelihood[name] is not None for name in ("method", "rtol", "atol", "steps")):
+        return config
+    config = copy.deepcopy(config)
+    config.likelihood.steps = STEPS
+    return config
 
 
 def _drawing(problem: Problem) -> Callable[[Tensor, Path, str], Path] | None:

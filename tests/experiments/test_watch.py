@@ -173,6 +173,16 @@ def test_an_error_of_the_code_is_not_hidden(tmp_path, plane, monkeypatch):
         eye.look(model, 2)
 
 
+def test_a_likelihood_left_to_its_defaults_is_cheaper_and_no_other(tmp_path, plane):
+    def steps(*overrides):
+        config = settings(*PLANE[:-2], *overrides)
+        eye = Watch(config, plane, CPU, tmp_path)
+        assert config.likelihood.steps == plain((*PLANE[:-2], *overrides))["likelihood"]["steps"]
+        return eye.config.likelihood.steps
+
+    assert steps() == watch.STEPS and steps("likelihood.steps=7") == 7 and steps("likelihood.rtol=1e-4") is None
+
+
 def test_data_without_a_picture_have_a_likelihood(tmp_path):
     series = [torch.randn(n, 1, 4, generator=torch.Generator().manual_seed(n)) for n in (50, 20, 20)]
     eye, model = watched(tmp_path, Problem.of(Data("series", *series)), *PLANE)
