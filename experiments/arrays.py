@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -186,7 +187,7 @@ def read_header(path: Path, file: BinaryIO) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers that Python 2 wrote
             shape, columns_first, dtype = read(stream)
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise fault(path, "a .npy header", f"{type(error).__name__}: {error}"[:200], "save it by numpy.save") from None
     if dtype.hasobject:
         cure = "save it again as numbers, array.astype('float32')"

@@ -171,12 +171,15 @@ def _common(files: list[Path], headers: dict[Path, Header]) -> tuple[int, int]:
 
 
 def _pixels(file: Path, mode: str, size: int | None) -> Tensor:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _opened(file) as image:
         image = image.convert(mode)
         if size is not None:
-            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            # Cropped first: a resize of a box would mix in what lies around it.
+            image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
 
 

@@ -88,7 +88,7 @@ def _continuous(path: Path, array: np.ndarray) -> Tensor:
         _check_finite(path, part, first)
         low, high = min(low, float(part.min())), max(high, float(part.max()))
         whole = whole and bool((part == np.rint(part)).all())
-    if max(-low, high) > np.finfo(np.float32).max:
+    if max(-low, high) > torch.finfo(torch.float32).max:
         raise fault(path, "values that float32 can hold", f"{low:g} to {high:g}", "divide them by their deviation")
     hint = _hint(low, high, whole)
     if hint:

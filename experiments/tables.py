@@ -7,8 +7,10 @@ density: its likelihood has no bound.
 import csv
 import logging
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -57,14 +59,15 @@ def _numbers(file: Path, columns: Sequence[str] | None, delimiter: str) -> tuple
     with _explained(file), file.open(newline="", encoding="utf-8-sig") as opened:
         rows = _rows(csv.reader(opened, delimiter=delimiter, strict=True))
         line, first = next(rows, (1, []))
-        headed = not all(_is_number(cell) or _is_missing(cell) for cell in first)
+        headed = not first or not all(_is_number(cell) or _is_missing(cell) for cell in first)
         names = [cell.strip() for cell in first] if headed else [str(i + 1) for i in range(len(first))]
         taken = _taken(file, names, columns, delimiter)
-        values = [] if headed else [_row(file, line, first, names, taken)]
-        values += [_row(file, line, row, names, taken) for line, row in rows]
+        values = array("d")  # eight bytes a number, where a list takes four times as much
+        for line, row in rows if headed else chain([(line, first)], rows):
+            values.extend(_row(file, line, row, names, taken))
     if not values:
         raise fault(file, "rows of numbers", "none", "check what was saved")
-    return [names[i] for i in taken], torch.tensor(values, dtype=torch.float64)
+    return [names[i] for i in taken], torch.frombuffer(values, dtype=torch.float64).view(-1, len(taken))
 
 
 def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

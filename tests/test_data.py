@@ -4,8 +4,9 @@ import struct
 
 import pytest
 import torch
+from refusals import refused
 
-from experiments.data import DataError, digits, digits_inverted, digits_shuffled, mixture2d, mnist
+from experiments.data import digits, digits_inverted, digits_shuffled, fashion_mnist, mixture2d, mnist
 from experiments.idx import read_idx
 
 
@@ -30,13 +31,6 @@ def folder(request, tmp_path):
         write(tmp_path, style.format(f"{prefix}-images", 3), idx(IMAGES[:size]))
         write(tmp_path, style.format(f"{prefix}-labels", 1), idx(LABELS[:size]))
     return tmp_path
-
-
-def refused(call, *words):
-    with pytest.raises(DataError) as caught:
-        call()
-    for word in words:
-        assert str(word) in str(caught.value), f"{word!r} is not in: {caught.value}"
 
 
 # --- digits
@@ -84,6 +78,14 @@ def test_mnist_keeps_the_official_order(folder):
     assert torch.equal(data.test.squeeze(1), IMAGES[:5])
     assert torch.equal(torch.cat([data.labels["train"], data.labels["validation"]]), LABELS.long())
     assert len(data.validation) == len(data.labels["validation"]) == 4
+
+
+def test_fashion_mnist_differs_in_its_name_alone(folder):
+    ours, theirs = fashion_mnist(folder, validation=4), mnist(folder, validation=4)
+    assert (ours.name, ours.levels, ours.flips) == ("fashion_mnist", 256, False)
+    assert all(torch.equal(getattr(ours, s), getattr(theirs, s)) for s in ("train", "validation", "test"))
+    assert all(torch.equal(ours.labels[s], theirs.labels[s]) for s in ours.labels)
+    refused(lambda: fashion_mnist(None), "data.path=FOLDER is needed", "fashion_mnist")
 
 
 @pytest.mark.parametrize("validation", [0, 12, -1, 2.5, True])
