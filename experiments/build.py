@@ -17,7 +17,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 OWN = ("sde", "models", "solvers", "experiments")
-ALLOWED = tuple(f"{package}." for package in OWN)
+_PARTS = ("data", "dequantizers", "loggers", "problem", "tasks", "likelihood_tasks", "checkpoint_tasks")
+ALLOWED = ("sde.", "models.", "solvers.", *(f"experiments.{module}." for module in _PARTS))
 _trusted: tuple[str, ...] = ()
 _PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 
@@ -114,8 +115,18 @@ def check_parameters(key: str, target: str, part: Callable, given: Mapping[str, 
 
 def locate(key: str, target: str) -> Any:
     """What a target of a trusted configuration names. Raises ``ConfigError`` where there is no such thing."""
-    module, _, name = target.rpartition(".")
+    path, _, name = target.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        module = import_module(path)
+        part = getattr(module, name)
     except (ImportError, AttributeError):
         raise ConfigError(f"{key}._target_: there is no {target}") from None
+    if not (is_plugin(target) or _exports(module, name, part)):
+        raise ConfigError(f"{key}._target_: {target} is only used there; name it where it is defined")
+    return part
+
+
+def _exports(module: Any, name: str, part: Any) -> bool:
+    """Whether a name is a module's own, and not one that it imported for its use, such as ``import_module``."""
+    listed = getattr(module, "__all__", None)
+    return name in listed if listed is not None else getattr(part, "__module__", None) == module.__name__

@@ -69,6 +69,11 @@ class Records:
         if self.logger:
             self.logger.images(step, name, grid)
 
+    def flush(self) -> None:
+        """What is told so far is written, as before a checkpoint, from which nothing is told again."""
+        if self.logger:
+            self.logger.flush()
+
     def __enter__(self) -> "Records":
         return self
 

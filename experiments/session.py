@@ -12,6 +12,7 @@ from experiments.build import ConfigError, build
 from experiments.problem import load_problem
 from experiments.processes import current
 from experiments.run import Run, provenance
+from experiments.usage import Usage
 from sde import GaussianSDE, ScoreModel, diagnose
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Session:
             raise ConfigError(f"{expected}; leave it out")
         self.config, self.run = config, run
         self.device, self.problem = current().device(config.device), load_problem(config)
-        self.said, self.figures, self.warned = [], [], set()
+        self.said, self.figures, self.warned, self.usage = [], [], set(), Usage(self.device)
         torch.manual_seed(config.seed)
         run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
 
@@ -51,7 +52,7 @@ class Session:
         if self.figures:
             self.say(report.pictures(self.figures))
         self.say(f"All results: {self.run.folder}")
-        self.run.note(seconds=round(time.time() - self.run.started, 1))
+        self.run.note(seconds=round(time.time() - self.run.started, 1), usage=self.usage.found())
         self.run.path("report.txt").write_text("\n\n".join(self.said) + "\n")
 
 

@@ -17,8 +17,10 @@ from experiments.draw import draw
 from experiments.likelihood_tasks import check_likelihood, evaluate_likelihood
 from experiments.metrics import classifier_confidence, copy_report
 from experiments.problem import Problem, build_model
+from experiments.records import build_logger
 from experiments.run import Run, provenance
 from experiments.session import Session, load_model
+from experiments.watch import Watch
 from sde import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,8 @@ def check_training(session: Session) -> None:
     model = build_model(session.config, session.problem.convention(), session.problem.data.train)
     training.check(session.config.train, session.device, session.problem.data.shape, model.sde.learned)
     training.build_objective(session.config, model)
+    build_logger(session.config)
+    Watch(session.config, session.problem, session.device, session.run.folder).check(model)
     session.diagnose(model.sde)
 
 

@@ -269,6 +269,7 @@ class _Loop:
         """Write a checkpoint; a ``regular`` one is judged, and kept where it is due."""
         best = regular and self.progress.judge()
         state, keep = self.state.content(self.progress), regular and self._due("keep_every")
+        self.records.flush()
         if self.group.is_first:
             content = self.model, self.stepper.average.state, self.config, self.problem.convention(), self.step, state
             file = self.kept.save(lambda path: checkpoint.save(path, *content), self.step, best, keep)

@@ -108,6 +108,7 @@ def test_every_experiment_composes(experiment):
     config = configuration(f"experiment={experiment}")
     assert build_solvers(config)
     conventions = {"digits": DIGITS, "mixture2d": CONVENTIONS["mlp"], "mnist": CONVENTIONS["unet_mnist"]}
+    conventions["cifar10"] = {"shape": [3, 32, 32], "levels": 256}
     convention = conventions[config.data._target_.removeprefix("experiments.data.")]
     model = build_model(
         config, convention | {"dequantization": config.dequantization if convention["levels"] else None}
@@ -132,6 +133,12 @@ def test_the_chosen_solver_is_compared_too():
         ({"_target_": "builtins.print"}, "expected one of"),
         ({"_target_": "sde.vp.torch.save"}, "there is no"),
         ({"_target_": "sde.Nothing"}, "there is no sde.Nothing"),
+        ({"_target_": "experiments.build.import_module", "name": "this"}, "expected one of"),
+        ({"_target_": "experiments.build.trust", "plugins": [], "command_line": []}, "expected one of"),
+        ({"_target_": "experiments.run.write_json", "path": "x", "content": 1}, "expected one of"),
+        ({"_target_": "experiments.tasks.Run", "folder": "x", "task": "y"}, "is only used there"),
+        ({"_target_": "sde.vp.dataclass"}, "is only used there"),
+        ({"_target_": "sde.vp.expand"}, "is only used there"),
         ({"_target_": "sde.VP", "beta_mn": 1.0}, "no such parameter"),
         ({"_target_": "sde.VP", "beta_min": "abc"}, "x.beta_min: expected float, found 'abc'"),
         ({"_target_": "sde.VP", "beta_min": 30.0}, "beta_min must be smaller than beta_max"),

@@ -53,7 +53,7 @@ BOUNDS = {
 
 def test_every_system_is_tried():
     names = {path.stem for path in (Path(conf.__file__).parent / "experiment").glob("*.yaml")}
-    assert names == {"digits", "mixture2d", "mnist", *SYSTEMS}
+    assert names == {"cifar10", "digits", "mixture2d", "mnist", *SYSTEMS}
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
