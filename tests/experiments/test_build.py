@@ -138,7 +138,7 @@ def test_the_chosen_solver_is_compared_too():
         ({"_target_": "experiments.run.write_json", "path": "x", "content": 1}, "expected one of"),
         ({"_target_": "experiments.tasks.Run", "folder": "x", "task": "y"}, "is only used there"),
         ({"_target_": "sde.vp.dataclass"}, "is only used there"),
-        ({"_target_": "sde.vp.expand"}, "is only used there"),
+        ({"_target_": "sde.vp.GaussianSDE"}, "is only used there"),
         ({"_target_": "sde.VP", "beta_mn": 1.0}, "no such parameter"),
         ({"_target_": "sde.VP", "beta_min": "abc"}, "x.beta_min: expected float, found 'abc'"),
         ({"_target_": "sde.VP", "beta_min": 30.0}, "beta_min must be smaller than beta_max"),
