@@ -16,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ _SEAL = len(_COMMENT) + _HEX
 _END = b"PK\x05\x06"  # how the last record of a ZIP archive begins, 22 bytes long without a comment
 _CHUNK = 1 << 20
 _LONGEST_PICKLE, _DEEPEST = 1 << 26, 200
+_EXTENDING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 _GLOBALS = re.compile(
     r"collections OrderedDict|torch Size|torch device|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)"
     r"|torch (\w+Storage|bool|[a-z]+\d+(_\w+)?)|torch\.storage UntypedStorage"
 )
 _SCALARS = (type(None), bool, int, float, str, torch.Size, torch.dtype, torch.device)
+_MOST_LEAVES = 1_000_000
 _CONTAINERS = (dict, OrderedDict, list, tuple)
 
 
@@ -94,8 +96,8 @@ def _unwritten(error: OSError, path: Path, needed: int) -> OSError:
     return OSError(error.errno or errno.EIO, f"{text}; {cure}", str(path))
 
 
-def leaves(value: Any, where: str = "checkpoint", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """What nested dicts, lists and tuples hold, each of which is looked into once, and how to get there."""
+def leaves(value: Any, where: tuple = (), seen: set[int] | None = None) -> Iterator[tuple[tuple, Any]]:
+    """What nested dicts, lists and tuples hold, each of which is looked into once, and the keys that lead there."""
     seen = set() if seen is None else seen
     if type(value) not in _CONTAINERS:
         yield where, value
@@ -103,25 +105,38 @@ def leaves(value: Any, where: str = "checkpoint", seen: set[int] | None = None) 
         seen.add(id(value))
         for key, child in value.items() if isinstance(value, dict) else enumerate(value):
             if type(key) not in (str, int):
-                raise TypeError(f"{where} has the key {key!r:.100}, which is neither a string nor an integer")
-            yield from leaves(child, f"{where}[{key!r}]", seen)
+                raise TypeError(f"{_path(where)} has {shown(key)} for a key, which is neither a string nor an integer")
+            yield from leaves(child, (*where, key), seen)
+
+
+def _path(where: tuple) -> str:
+    return "checkpoint" + "".join(f"[{shown(key)}]" for key in where)
+
+
+def shown(value: Any) -> str:
+    """A value for a message. Only the kind of what may be large, or refers to itself, as in a file from elsewhere."""
+    if type(value) in (type(None), bool, int, float, str):
+        return repr(value) if type(value) is not str or len(value) < 60 else f"{value[:60]!r}..."
+    return f"a {type(value).__module__}.{type(value).__qualname__}".replace(" builtins.", " ")
 
 
 def require_plain(value: Any) -> None:
     """Raise ``TypeError`` unless ``value`` is a tensor or a plain value, or a dict, list or tuple of these."""
-    for where, leaf in leaves(value):
+    for i, (where, leaf) in enumerate(leaves(value)):
+        if i == _MOST_LEAVES:
+            raise TypeError(f"{_path(where)}: a checkpoint can hold {i:,} values; store long lists as tensors")
         if isinstance(leaf, Tensor):
             _require_dense(leaf, where)
         elif type(leaf) not in _SCALARS:
-            kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
             cure = "store numbers, strings, tensors, and dicts, lists and tuples of these"
-            raise TypeError(f"{where} is a {kind}, which a checkpoint can't hold: {cure}")
+            raise TypeError(f"{_path(where)} is {shown(leaf)}, which a checkpoint can't hold: {cure}")
 
 
-def _require_dense(value: Tensor, where: str) -> None:
+def _require_dense(value: Tensor, where: tuple) -> None:
     dense = value.layout == torch.strided and not value.is_meta and not value.is_quantized
     if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise TypeError(f"{where} is not a tensor with a number in memory for each of its elements; clone() makes one")
+        reason = "is not a tensor with a number in memory for each of its elements; clone() makes one"
+        raise TypeError(f"{_path(where)} {reason}")
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -200,27 +215,41 @@ def _require_stored(path: Path, file: BinaryIO, check_sums: bool) -> None:
 
 
 def _require_harmless(path: Path, pickle: bytes) -> None:
-    """Refuse a pickle that names anything but tensors, or is nested deeply; nothing of it is executed.
+    """Refuse a pickle that names anything but tensors, or is nested absurdly; nothing of it is executed.
 
-    Python crashes as it hashes a tuple some 50,000 deep, so that the depth of what is on the stack is followed.
+    To hash a tuple some 50,000 deep crashes Python, and one that holds the same tuple twice, and so on, takes forever.
+    Hence the depth of what is on the stack is followed, and how much it is when it is unfolded.
     """
-    stack: list[int | None] = []  # depths, and None for a mark
-    memo: dict[int, int] = {}
+    stack: list[_Nesting | None] = []  # None is a mark
+    memo: dict[int, _Nesting] = {}
     for opcode, argument, _ in pickletools.genops(pickle):
         if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not _GLOBALS.fullmatch(argument or ""):
-            raise CheckpointError(path, f"refused: it names {argument!r} to be called, and that is no tensor")
+            raise CheckpointError(path, f"refused: it names {shown(argument)} to be called, and that is no tensor")
         if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
             memo[argument] = stack[-1]
         elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(memo[argument])
         else:
-            deepest = max((_popped(stack, opcode)), default=0)
-            stack.extend([None if made is pickletools.markobject else deepest + 1 for made in opcode.stack_after])
-            if deepest > _DEEPEST:
-                raise CheckpointError(path, f"refused: its values are nested more than {_DEEPEST} deep")
+            around = _Nesting.around(_popped(stack, opcode), opcode.name in _EXTENDING)
+            stack.extend([None if made is pickletools.markobject else around for made in opcode.stack_after])
+            if around.depth > _DEEPEST or around.unfolded > 2 * _LONGEST_PICKLE:
+                raise CheckpointError(path, f"refused: its values are nested more than {_DEEPEST} deep, or endlessly")
 
 
-def _popped(stack: list[int | None], opcode: pickletools.OpcodeInfo) -> list[int]:
+class _Nesting(NamedTuple):
+    """How deep a value is, and how many values it is, unfolded."""
+
+    depth: int
+    unfolded: int
+
+    @classmethod
+    def around(cls, parts: list["_Nesting"], extended: bool) -> "_Nesting":
+        """What holds the parts: a new value, or the last of them where that one is ``extended`` by the others."""
+        inner, depth = (parts[:-1], parts[-1].depth) if extended else (parts, 1)
+        return cls(max([depth, *(1 + part.depth for part in inner)]), 1 + sum(part.unfolded for part in parts))
+
+
+def _popped(stack: list[_Nesting | None], opcode: pickletools.OpcodeInfo) -> list[_Nesting]:
     """Take from the stack what the opcode takes."""
     taken = []
     for what in reversed(opcode.stack_before):
@@ -229,4 +258,4 @@ def _popped(stack: list[int | None], opcode: pickletools.OpcodeInfo) -> list[int
                 taken.append(stack.pop())
         else:
             taken.append(stack.pop())
-    return [depth for depth in taken if depth is not None]
+    return [part for part in taken if part is not None]

@@ -131,9 +131,8 @@ def load(path: str | Path | None, device: torch.device) -> tuple[ScoreNetwork, d
     file = find(path)
     content = read(file)
     weights, convention = content["ema"], content["convention"]
-    numbers = sum(value.numel() for value in weights.values())
     try:
-        model = components.build_stored(content["components"], convention, numbers)
+        model = components.build_stored(content["components"], convention, weights)
     except Exception as error:  # parameters that make no sense raise whatever the constructors do
         raise CheckpointError(file, f"its model can't be built ({error})") from error
     if odd := _misfits(model.state_dict(), weights):
@@ -182,8 +181,9 @@ def _migrated(content: dict[str, Any]) -> dict[str, Any]:
 def _checked_parts(content: dict[str, Any]) -> dict[str, Any]:
     for name in ("model", "ema"):
         _require_weights(name, content.get(name, ()), optional=name == "model")
-    if type(content.get("step")) is not int or content["step"] < 0:
-        raise CheckpointError(None, f"its step must be a count, found {content.get('step')!r:.100}")
+    step = content.get("step")
+    if type(step) is not int or not 0 <= step < 1 << 63:
+        raise CheckpointError(None, f"its step must be a count, found {archive.shown(step)}")
     if not isinstance(content.get("training"), (dict, NoneType)):
         raise CheckpointError(None, "its training is not a table of names and values")
     _complete(content["convention"])
@@ -205,9 +205,9 @@ def _complete(convention: dict[str, Any]) -> None:
     shape, levels = convention.get("shape"), convention.get("levels")
     fits = isinstance(shape, list) and all(type(size) is int and 0 < size <= _LARGEST_SIZE for size in shape)
     if not fits or not shape or math.prod(shape) > _MOST_VALUES:
-        raise CheckpointError(None, f"its convention has no shape of a sample, found {shape!r:.100}")
+        raise CheckpointError(None, f"its convention has no shape of a sample, found {archive.shown(shape)}")
     if levels is not None and (type(levels) is not int or not 0 < levels <= _LARGEST_SIZE):
-        raise CheckpointError(None, f"its convention's levels must be a count or none, found {levels!r:.100}")
+        raise CheckpointError(None, f"its convention's levels must be a count or none, found {archive.shown(levels)}")
     # Checkpoints that don't say so are of uniformly dequantized data.
     convention.setdefault("dequantization", Uniform.trained_on if convention["levels"] else None)
 

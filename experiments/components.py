@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import models
 import sde
 from experiments import build, problem
+from experiments.archive import shown
 from experiments.build import ConfigError
 from models import ScoreNetwork
 
@@ -110,10 +111,10 @@ def _migrated(value: Any, place: str) -> Any:
 def construct(description: Any, place: str, **more: Any) -> Any:
     """What a stored description describes; ``more`` are further keyword arguments of it. Raises ``ConfigError``."""
     if not isinstance(description, dict) or description.keys() != {"name", "parameters"}:
-        raise ConfigError(f"{place}: expected a name and parameters, found {_short(description)}")
+        raise ConfigError(f"{place}: expected a name and parameters, found {shown(description)}")
     name, parameters = description["name"], description["parameters"]
     if not isinstance(name, str) or not isinstance(parameters, dict):
-        raise ConfigError(f"{place}: expected a name and a table of parameters, found {_short(description)}")
+        raise ConfigError(f"{place}: expected a name and a table of parameters, found {shown(description)}")
     part = TABLES[place].get(name) or _plugin(name, place)
     build.check_parameters(place, name, part, parameters)
     return part(**{key: _value(value, place, key) for key, value in parameters.items()} | more)
@@ -125,7 +126,7 @@ def _value(value: Any, place: str, key: str) -> Any:
     if isinstance(value, list):
         return [_value(child, place, key) for child in value]
     if isinstance(value, int) and abs(value) > _LARGEST:
-        raise ConfigError(f"{place}.{key}: expected at most {_LARGEST:,}, found {_short(value)}")
+        raise ConfigError(f"{place}.{key}: expected at most {_LARGEST:,}, found {shown(value)}")
     return value
 
 
@@ -133,28 +134,23 @@ def _plugin(name: str, place: str) -> Callable:
     """A class or function that a module which the command line trusts defines itself."""
     module = name.rpartition(".")[0]
     if not re.fullmatch(r"[A-Za-z_][\w.]*\.\w+", name) or module.split(".")[0] in build.OWN:
-        raise ConfigError(f"{place}: there is no {_short(name)}; known are {', '.join(TABLES[place])}")
+        raise ConfigError(f"{place}: there is no {shown(name)}; known are {', '.join(TABLES[place])}")
     if not build.is_plugin(name):
         cure = f"if it is your own and you trust it, add plugins=[{module}] to the command line"
-        raise ConfigError(f"{place}: {_short(name)} is not of this project; {cure}")
+        raise ConfigError(f"{place}: {shown(name)} is not of this project; {cure}")
     part = getattr(sys.modules.get(module), name.rpartition(".")[2], None)
-    if not callable(part) or not build.is_plugin(f"{part.__module__}."):
-        raise ConfigError(f"{place}: {module} defines no {_short(name)}")
+    if not callable(part) or not build.is_plugin(f"{getattr(part, '__module__', None)}."):
+        raise ConfigError(f"{place}: {module} defines no {shown(name)}")
     return part
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+def build_stored(components: dict[str, Any], convention: dict[str, Any], weights: dict[str, Tensor]) -> ScoreNetwork:
+    """The score network of stored descriptions for a convention, with random weights in the place of those stored.
 
-
-def build_stored(components: dict[str, Any], convention: dict[str, Any], numbers: int) -> ScoreNetwork:
-    """The score network of stored descriptions for a convention, which has at most ``numbers`` of them as weights.
-
-    The weights are random; those that are stored are for the caller to load. Raises ``ConfigError``.
+    Raises ``ConfigError``, also for descriptions of a network that is much larger than its ``weights``.
     """
     if not isinstance(components, dict) or components.keys() != {*PLACES, "label"}:
-        raise ConfigError(f"components: expected {', '.join(PLACES)} and label, found {_short(components)}")
+        raise ConfigError(f"components: expected {', '.join(PLACES)} and label, found {shown(components)}")
 
     def part(place: str, **more: Any) -> Any:
         made = construct(components[place], place, **more)
@@ -162,24 +158,26 @@ def build_stored(components: dict[str, Any], convention: dict[str, Any], numbers
             raise ConfigError(f"{place}: expected a {_BASES[place].__name__}, found a {type(made).__name__}")
         return made
 
-    with _at_most(numbers):
+    with _no_larger_than(weights):
         return problem.assemble(part, components["label"], convention)
 
 
 @contextmanager
-def _at_most(numbers: int) -> Iterator[None]:
-    """Within, modules are refused as soon as their parameters and buffers are more numbers than that."""
-    left = 2 * numbers + _LARGEST  # what a constructor makes again, and buffers that no checkpoint holds
+def _no_larger_than(weights: dict[str, Tensor]) -> Iterator[None]:
+    """Within, modules are refused as soon as they have far more parameters and buffers than there are weights."""
+    # Twice, for what a constructor makes again, and some more for buffers that no checkpoint holds.
+    numbers = 2 * sum(value.numel() for value in weights.values()) + (1 << 22)
+    count = 2 * len(weights) + 64
 
-    def count(module: nn.Module, name: str, value: Tensor | None) -> None:
-        nonlocal left
-        left -= 0 if value is None else max(64, value.numel())
-        if left < 0:
-            raise ConfigError(f"they describe a network of more than the {numbers:,} numbers that are stored for it")
+    def register(module: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal numbers, count
+        numbers, count = numbers - (0 if value is None else value.numel()), count - 1
+        if numbers < 0 or count < 0:
+            raise ConfigError("they describe a network much larger than the weights that are stored for it")
 
     hooks = (
-        nn.modules.module.register_module_parameter_registration_hook(count),
-        nn.modules.module.register_module_buffer_registration_hook(count),
+        nn.modules.module.register_module_parameter_registration_hook(register),
+        nn.modules.module.register_module_buffer_registration_hook(register),
     )
     try:
         yield

@@ -73,7 +73,7 @@ def _description(file: Path) -> dict[str, Any]:
     if beside.stat().st_size > _LONGEST:
         raise CheckpointError(beside, f"too long for a description, of more than {_LONGEST:,} bytes")
     try:
-        found = json.loads(beside.read_bytes())
+        found = json.loads(beside.read_bytes().decode())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(beside, f"not readable JSON ({type(error).__name__}: {error})") from error
     if not isinstance(found, dict):

@@ -88,7 +88,7 @@ def assert_rebuilt(names, convention):
     model = build_model(config, convention, train)
     stored = {place: components.describe(config[place], place) for place in components.PLACES}
     stored = json.loads(json.dumps(stored | {"label": "log_snr"}))
-    again = components.build_stored(stored, convention, sum(v.numel() for v in model.state_dict().values()))
+    again = components.build_stored(stored, convention, model.state_dict())
     assert str(again) == str(model)
     again.load_state_dict(model.state_dict())
 
@@ -240,8 +240,8 @@ def test_weights_that_do_not_fit_are_named(file, change, words):
         (np.zeros(2), "numpy.ndarray"),
         (Path("x"), "PosixPath"),
         (defaultdict(int), "collections.defaultdict"),
-        ({1, 2}, "builtins.set"),
-        (b"x", "builtins.bytes"),
+        ({1, 2}, "is a set"),
+        (b"x", "is a bytes"),
         (torch.zeros(1).expand(9), "number in memory"),
         (torch.zeros(2, 2).to_sparse(), "number in memory"),
         ({(1, 2): 3}, "neither a string nor an integer"),
@@ -253,6 +253,22 @@ def test_a_training_that_could_not_be_read_again_is_refused_when_it_is_saved(tmp
         with pytest.raises(TypeError, match=rf"checkpoint\['training'\]\['a'\].*{words}"):
             save(tmp_path / "last.pt", training=training)
     assert not list(tmp_path.iterdir())
+
+
+def test_long_lists_and_deep_ones_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "_DEEPEST", 40)
+    deep = [1]
+    for _ in range(30):
+        deep = [deep]
+    save(tmp_path / "last.pt", training={"losses": [0.5] * 50_000, "deep": deep, "same": [deep, deep]})
+    found = checkpoint.read(tmp_path / "last.pt")["training"]
+    assert found["losses"] == [0.5] * 50_000 and found["deep"] == deep and found["same"] == [deep, deep]
+
+
+def test_lists_that_are_too_long_to_be_read_again_are_refused_when_they_are_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "_MOST_LEAVES", 1000)
+    with pytest.raises(TypeError, match=r"\['losses'\].*can hold 1,000 values; store long lists as tensors"):
+        save(tmp_path / "last.pt", training={"losses": [0.5] * 1001})
 
 
 def test_components_that_could_not_be_built_again_are_refused_when_they_are_saved():
