@@ -43,6 +43,8 @@ LEARNERS = {
     "times that learn": lambda: DenoisingScoreMatching("likelihood", LossAware(bins=3, least=2)),
     "levels that learn": lambda: VariationalBound(CHAIN, index=LossAwareIndex(6, history=2)),
 }
+CURVES = [(name, 1) for name in (*OBJECTIVES, *LEARNERS)] + [(name, 2) for name in ("likelihood", "sliced", *LEARNERS)]
+"""Objectives, and in how many parts their batches are stepped."""
 
 
 def objective_of(name):
@@ -150,18 +152,8 @@ def talk(own):
 
 
 def everything(own):
-    curves = {(name, n): curve(own, name, n) for name in (*OBJECTIVES, *LEARNERS) for n in (1, 2) if _wanted(name, n)}
-    return {
-        "curves": curves,
-        "spoilt": spoilt(own),
-        "sampling": sampling(own),
-        "likelihood": likelihood(own),
-        "talk": talk(own),
-    }
-
-
-def _wanted(name, accumulate):
-    return accumulate == 1 or name in ("likelihood", "sliced", *LEARNERS)
+    rest = {job.__name__: job(own) for job in (spoilt, sampling, likelihood, talk)}
+    return {"curves": {which: curve(own, *which) for which in CURVES}, **rest}
 
 
 def work(rank, folder):
@@ -177,9 +169,6 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     torch.multiprocessing.spawn(work, (folder,), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
-
-
-CURVES = [(name, n) for name in (*OBJECTIVES, *LEARNERS) for n in (1, 2) if _wanted(name, n)]
 
 
 @pytest.mark.parametrize("which", CURVES, ids=str)
