@@ -10,6 +10,9 @@ copy-on-write: it may be larger than memory, and it is never changed. Format: Nu
 
 import io
 import math
+import mmap
+import platform
+import sys
 import warnings
 import zipfile
 import zlib
@@ -31,6 +34,10 @@ _HEADERS: dict[tuple[int, int], Callable] = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _LONGEST_HEADER = 2**14
+# NumPy's own copy-on-write map reserves memory for the whole file, and Linux refuses to where there is not as much.
+_NO_RESERVE = 0x4000 if (sys.platform, platform.machine()) in (("linux", "x86_64"), ("linux", "aarch64")) else 0
+_PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | _NO_RESERVE}
+_COPY_ON_WRITE = _PRIVATE or {"access": mmap.ACCESS_COPY}
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -62,8 +69,8 @@ def npy(
 
     levels: the number of levels of discrete data; null is 256 for unsigned bytes, and continuous for floats.
     validation, test: fractions, or numbers of examples, that the seed draws for these splits.
-    channels: where they are: "first", "last", "none" (and one is added), or "auto": none in unsigned bytes (N, H, W),
-        last in (N, H, W, 1 or 3), and otherwise first.
+    channels: where they are: "first", "last", "none" (and one is added), or "auto": none in unsigned bytes (N, H, W)
+        but for H of 1 or 3, which are series of so many channels; last in (N, H, W, 1 or 3); and otherwise first.
     labels: a second `.npy` file with an integer class for each example.
     name: of the data set, the file's own by default.
     Raises DataError that names the file, what was expected and found, and the cure.
@@ -133,8 +140,9 @@ def _mapped(file: Path) -> np.ndarray:
             raise fault(file, f"{header.total} bytes (shape {header.shape} of {header.dtype})", f"{found}")
         if 0 in header.shape:
             raise fault(file, "at least one value", f"the shape {header.shape}", "check what was saved")
-        order = "F" if header.columns_first else "C"
-        return np.memmap(file, header.dtype, mode="c", offset=header.length, shape=header.shape, order=order)
+        content = mmap.mmap(opened.fileno(), 0, **_COPY_ON_WRITE)
+    order = "F" if header.columns_first else "C"
+    return np.ndarray(header.shape, header.dtype, content, header.length, order=order)
 
 
 def _unzipped(file: Path) -> dict[str, np.ndarray]:

@@ -54,7 +54,7 @@ def _checked_channels(channels: str) -> str:
 
 def _auto(path: Path, array: np.ndarray) -> np.ndarray:
     shape = array.shape
-    if array.ndim == 3 and array.dtype == np.uint8:
+    if array.ndim == 3 and array.dtype == np.uint8 and shape[1] not in COLOURS:
         return _none(path, array)
     if array.ndim != 4 or shape[3] not in COLOURS:
         return array

@@ -63,8 +63,8 @@ def _numbers(file: Path, columns: Sequence[str] | None, delimiter: str) -> tuple
         names = [cell.strip() for cell in first] if headed else [str(i + 1) for i in range(len(first))]
         taken = _taken(file, names, columns, delimiter)
         values = array("d")  # eight bytes a number, where a list takes four times as much
-        for number, row in rows if headed else chain([(line, first)], rows):
-            values.extend(_row(file, number, row, names, taken))
+        for at, row in rows if headed else chain([(line, first)], rows):
+            values.extend(_row(file, at, row, names, taken))
     if not values:
         raise fault(file, "rows of numbers", "none", "check what was saved")
     return [names[i] for i in taken], torch.frombuffer(values, dtype=torch.float64).view(-1, len(taken))

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def test_labels_stay_with_their_examples(tmp_path):
         (np.moveaxis(BYTES, 1, 3), "auto", (3, 4, 4)),
         (BYTES[:, :, :, :1], "last", (1, 3, 4)),
         (SERIES, "auto", (2, 16)),
+        (BYTES.reshape(30, 3, 16), "auto", (3, 16)),
         (SERIES, "last", (16, 2)),
         (SERIES, "none", (1, 2, 16)),
         (BYTES, "first", (3, 4, 4)),
@@ -346,3 +348,19 @@ def test_what_must_be_converted_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(level_module, "LIMIT", 4 * SERIES.size - 1)
     refused(lambda: npy(saved(tmp_path, SERIES.astype(float))), "to convert from float64", "mapped and not read")
     npy(saved(tmp_path, SERIES))
+
+
+def test_a_file_may_be_twice_as_large_as_memory(tmp_path):
+    """A sparse one, of whose training examples twenty are looked at here."""
+    memory, size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 2**24
+    shape = (2 * memory // size + 1, 1, 2**12, 2**12)
+    start = header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n")
+    try:
+        with (tmp_path / "a.npy").open("wb") as file:
+            file.write(start)
+            file.truncate(len(start) + shape[0] * size)
+    except OSError:
+        pytest.skip("this file system has no sparse files")
+    data = npy(tmp_path / "a.npy", validation=2, test=2)
+    assert len(data.train) == shape[0] - 4 and data.train.nbytes > 1.9 * memory
+    assert all(int(data.train[i, 0, 0, 0]) == 0 for i in range(0, len(data.train), len(data.train) // 20))
