@@ -45,7 +45,7 @@ def test_a_failure_before_all_is_written_leaves_the_old_file_alone(file, monkeyp
 
 def test_a_failure_after_that_leaves_the_new_file(file, monkeypatch):
     failing(monkeypatch, "fsync", 2)  # of the folder
-    with pytest.raises(OSError, match="disk says no|Input/output error"):
+    with pytest.raises(OSError, match=r"disk says no|Input/output error"):
         save(file, step=2)
     assert checkpoint.read(file)["step"] == 2 and list(file.parent.iterdir()) == [file]
 
