@@ -92,7 +92,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def _unwritten(error: OSError, path: Path, needed: int) -> OSError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     cure = "make room there, or choose another hydra.run.dir" if error.errno == errno.ENOSPC else "choose another path"
-    text = f"{reason}: the checkpoint needs {needed:,} bytes and was not written, what was there before is unharmed"
+    text = f"{reason}: the checkpoint needs {needed:,} bytes and could not be written; what is there already is whole"
     return OSError(error.errno or errno.EIO, f"{text}; {cure}", str(path))
 
 

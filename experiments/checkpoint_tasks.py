@@ -24,7 +24,8 @@ def inspect(config: DictConfig, run: Run) -> None:
 def export_weights(config: DictConfig, run: Run) -> None:
     """Write a checkpoint's averaged weights as safetensors, with a description, into ``export/``."""
     file = checkpoint.find(config.checkpoint)
-    weights = export.write(run.path("export", export.WEIGHTS).parent, checkpoint.read(file))
+    content = checkpoint.read(file)
+    weights = export.write(run.path("export", export.WEIGHTS).parent, content)
     run.note(export={"checkpoint": str(file), "weights": str(weights), "bytes": weights.stat().st_size})
     text = f"the averaged weights of {file} are in {weights.parent}; checkpoint={weights.parent} evaluates them"
     run.path("report.txt").write_text(f"{text}\n")
