@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from experiments.parallel import in_parts, local
+
 
 def _precise(value: Tensor) -> Tensor:
     """A copy in float32 at least; integers as they are."""
@@ -27,6 +29,16 @@ def _seen(value: Tensor, mean: Tensor, good: Tensor) -> Tensor:
     """What the mean moves to. A bad step leaves parameters alone, but a forward pass may have spoilt its buffers."""
     value = value.to(mean.dtype)
     return value if isinstance(value, nn.Parameter) else torch.where(good, value, mean)
+
+
+def _exchanged(value: Tensor, other: Tensor) -> Tensor:
+    """Puts another content into a tensor and returns the one it had."""
+    if in_parts(value):  # its storage is FSDP's
+        before = value.detach().clone()
+        value.detach().copy_(other)
+        return before
+    before, value.data = value.data, other
+    return before
 
 
 class Average:
@@ -45,7 +57,7 @@ class Average:
             raise ValueError(f"the decay of the average must lie in [0, 1), found {decay}")
         live = model.state_dict(keep_vars=True)
         self.decay, self.state = decay, {name: _precise(value) for name, value in live.items()}
-        pairs = [(self.state[name], value) for name, value in live.items()]
+        pairs = [(local(self.state[name]), local(value)) for name, value in live.items()]
         self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
         self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
         device = pairs[0][0].device if pairs else None
@@ -79,14 +91,14 @@ class Average:
         """
         live = model.state_dict(keep_vars=True)
         self._require(live)
-        own = {name: value.data for name, value in live.items()}
+        own = {}
         try:
             for name, value in live.items():
-                value.data = self.state[name].to(value.dtype)
+                own[name] = _exchanged(value, self.state[name].to(value.dtype))
             yield
         finally:
-            for name, value in live.items():
-                value.data = own[name]
+            for name, before in reversed(own.items()):  # tied ones were exchanged more than once
+                _exchanged(live[name], before)
 
     def _require(self, live: dict[str, Tensor]) -> None:
         shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (self.state, live)]

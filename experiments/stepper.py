@@ -14,121 +14,23 @@ times and noise. The objective draws them part by part, one after another from t
 stratified times, over all of time.
 
 Several processes have a share of the batch each (``models.share``): the mean of their gradients is that of the batch,
-whatever their number. ``DistributedDataParallel`` sends gradients while the rest is still computed. It wraps objective
-and model together: to it, calls of the network, products with its Jacobian, and whatever an objective does inside are
-one forward pass, of which a parameter's gradient is ready once. All processes share one loss and one norm, and so one
-verdict on the step; weights and moments are the same in all, to the last bit.
+whatever their number; ``experiments.parallel`` says how they hold the model. All share one loss and one norm, and so
+one verdict on the step.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from experiments.average import Average
 from experiments.build import ConfigError
+from experiments.parallel import WAYS, Alone, place, whole
 from experiments.processes import Processes, current
+from experiments.step_settings import PRECISIONS, StepSettings
 from experiments.tally import Tally
-from models import Losses, Objective, ScoreNetwork
-from models.share import Source
-
-
-class Precision(NamedTuple):
-    """The type of the network's forward pass, and the scale of the loss to begin with: 1 for one that never changes."""
-
-    dtype: torch.dtype
-    scale: float = 1.0
-
-
-PRECISIONS = {
-    "float32": Precision(torch.float32),
-    "bfloat16": Precision(torch.bfloat16),
-    "float16": Precision(torch.float16, 2.0**16),
-}
-
-_DDP = inspect.signature(DistributedDataParallel).parameters
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """How a step is made. Raises ``ConfigError`` for values that can't work.
-
-    Parameters
-    ----------
-    batch_size, accumulate: samples of a step, of all processes, and in how many parts.
-    clip: the largest norm of the gradient. ema: decay of the average, in [0, 1).
-    precision: "float32", "bfloat16" or "float16".
-    channels_last: memory format of images and weights. compile: the network, by torch.compile.
-    cuda_graphs: record the step once and replay it; only on a CUDA device.
-    fused: Adam's fused kernels; without them the host waits for the device in every step.
-    """
-
-    batch_size: int
-    clip: float
-    ema: float
-    precision: str = "float32"
-    channels_last: bool = False
-    compile: bool = False
-    cuda_graphs: bool = False
-    fused: bool = True
-    accumulate: int = 1
-
-    def __post_init__(self):
-        for name in ("batch_size", "clip", "accumulate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"train.{name} must be positive, found {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"train.ema must lie in [0, 1), found {self.ema}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"train.precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")
-        if self.batch_size % self.accumulate:
-            found = f"found batch_size={self.batch_size}, accumulate={self.accumulate}"
-            raise ConfigError(f"train.accumulate must divide train.batch_size, {found}")
-        if self.cuda_graphs and not self.fused:
-            raise ConfigError("train.cuda_graphs needs train.fused=true: without it the host takes part in every step")
-
-    @classmethod
-    def of(cls, settings: DictConfig) -> "StepSettings":
-        """What ``train`` of a configuration says of a step."""
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})
-
-    def require(self, device: torch.device, shape: tuple[int, ...], learned: bool = False) -> None:
-        """Refuse, by ``ConfigError``, a device, a shape of a sample, or a schedule that learns, for these settings.
-
-        Likewise the number of the ``current()`` processes.
-        """
-        self._require_divisible(current().count)
-        if self.cuda_graphs and device.type != "cuda":
-            raise ConfigError(f"train.cuda_graphs needs a CUDA device, found {device}: use train.cuda_graphs=false")
-        if self.cuda_graphs and learned:
-            raise ConfigError(
-                "train.cuda_graphs can't record a schedule that learns, whose ends the host computes in every step: "
-                "use train.cuda_graphs=false, or an SDE without parameters"
-            )
-        if self.channels_last and len(shape) != 3:
-            raise ConfigError(
-                f"train.channels_last is for images (C, H, W), found samples of shape {tuple(shape)}: "
-                "use train.channels_last=false"
-            )
-        if self.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise ConfigError(f"train.precision=bfloat16 is more than {device} can do: use float16 or float32")
-
-    def _require_divisible(self, count: int) -> None:
-        if self.batch_size % (count * self.accumulate):
-            raise ConfigError(
-                f"train.batch_size={self.batch_size} is of all {count} processes together and can't be divided among "
-                f"them in {self.accumulate} parts: choose a multiple of {count * self.accumulate}"
-            )
-        if self.cuda_graphs and count > 1:
-            raise ConfigError(
-                f"train.cuda_graphs can't record what {count} processes say to each other: use train.cuda_graphs=false"
-            )
+from models import Objective, ScoreNetwork
 
 
 class LossScale:
@@ -183,12 +85,14 @@ class Stepper:
         self.model, self.objective, self.settings, self.generator = model, objective, settings, generator
         self.processes = processes or current()
         self.source = self.processes.share(generator)
+        way = WAYS[settings.distributed] if self.processes.count > 1 else Alone
         self.device, self.precision = generator.device, PRECISIONS[settings.precision]
         self.format = torch.channels_last if settings.channels_last else torch.contiguous_format
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)
+        way.prepare(model, objective, self.processes)
         self.trained = _compiled(model) if settings.compile else model
-        self.loss = _wrapped(_Loss(objective, self.trained), self.processes)
+        self.way = way(objective, self.trained)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.rate = torch.zeros((), device=self.device)
         self.optimizer = torch.optim.Adam(
@@ -216,7 +120,11 @@ class Stepper:
 
         All of several processes must ask; what the first one gets is that of all.
         """
-        return self._lying() | {"tally": self.tally.state(), "generator": self.generator.get_state()}
+        return whole(self._lying()) | {"tally": self.tally.state(), "generator": self.generator.get_state()}
+
+    def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The model's state and its average, each as one where they lie in parts; all processes must ask."""
+        return whole(self.model.state_dict()), whole(self.average.state)
 
     def load(self, state: dict[str, Any], average: dict[str, Tensor]) -> None:
         """Go on from ``state()`` and the average that went with it; the model's weights must be loaded before or after.
@@ -230,7 +138,7 @@ class Stepper:
         own, given = dict(_leaves(own | {"average": self.average.state})), dict(_leaves(given | {"average": average}))
         _require_alike(own, given)
         for name, value in own.items():
-            value.copy_(given[name])
+            place(given[name], value)
         self.tally.load(state["tally"])
         self.generator.set_state(state["generator"].cpu())
 
@@ -267,19 +175,15 @@ class Stepper:
     def _backward(self, part: dict[str, Tensor], number: int) -> tuple[Tensor, Tensor]:
         """Adds the gradient of one part's share in the mean loss; returns its losses and their log-SNR."""
         dtype = self.precision.dtype
-        with self._sending(number == self.settings.accumulate):
+        with self.way.sending(number == self.settings.accumulate):
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                value, log_snr = self.loss(self.source, part)
+                value, log_snr = self.way.loss(self.source, part)
             (value.mean() * (self.scale.value / self.settings.accumulate)).backward()
         return value.detach(), log_snr.detach()
 
-    def _sending(self, last: bool) -> AbstractContextManager:
-        """Where the backward pass ends with the mean of all processes' gradients: in the last part."""
-        return nullcontext() if last or self.processes.count == 1 else self.loss.no_sync()
-
     def _norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients) / self.scale.value
+        return whole(torch.nn.utils.get_total_norm(gradients)) / self.scale.value
 
     def _fused(self, divisor: Tensor, good: Tensor) -> None:
         # The two attributes by which torch.amp.GradScaler tells fused optimizers what to divide by and when to skip;
@@ -312,26 +216,6 @@ def _require_alike(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
             f"the training state is of another network or objective: {len(other)} names or shapes differ "
             f"({', '.join(other[:3])}); resume with the configuration that it was saved under"
         )
-
-
-class _Loss(nn.Module):
-    """The objective of the model, as one module."""
-
-    def __init__(self, objective: Objective, model: ScoreNetwork):
-        super().__init__()
-        self.objective, self.model = objective, model
-
-    def forward(self, source: Source, part: dict[str, Tensor]) -> Losses:
-        return self.objective(self.model, generator=source, **part)
-
-
-def _wrapped(loss: _Loss, processes: Processes) -> nn.Module:
-    """The loss whose gradient is the mean of all processes'; it starts all at the first one's weights."""
-    if processes.count == 1:
-        return loss
-    # Buffers follow from what all processes know, and need not be sent; the word for it depends on torch's version.
-    word = next(w for w in ("forward_sync_buffers", "broadcast_buffers") if w in _DDP)
-    return DistributedDataParallel(loss, gradient_as_bucket_view=True, **{word: False})
 
 
 def _compiled(model: ScoreNetwork) -> ScoreNetwork:

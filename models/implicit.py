@@ -37,6 +37,8 @@ Product = Callable[[Tensor], Tensor]
 class _Targetless(WeightedObjective):
     """Score matching by |eps_hat|^2 and the divergence of eps_hat, or estimates of both."""
 
+    differentiates_twice = True
+
     def check(self, model: ScoreNetwork) -> None:
         """Refuse a schedule that learns."""
         if model.sde.learned:

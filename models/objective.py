@@ -32,6 +32,9 @@ def noise_like(x0: Tensor, generator: Source) -> Tensor:
 class Objective(nn.Module, ABC):
     """A loss of a score network on clean data."""
 
+    differentiates_twice: bool = False
+    """Whether it differentiates the network itself, so that training goes back through a backward pass."""
+
     @abstractmethod
     def check(self, model: ScoreNetwork) -> None:
         """Refuse a model that this objective can't train: raises ``ValueError``."""

@@ -1,5 +1,6 @@
 """Two processes do what one does: steps, samples, likelihoods; and how processes are found in the environment."""
 
+import itertools
 import math
 import pathlib
 from dataclasses import replace
@@ -15,6 +16,7 @@ from experiments import processes
 from experiments.build import ConfigError, build
 from experiments.draw import draw
 from experiments.estimator import Estimator, evaluate
+from experiments.parallel import Shards, place
 from experiments.processes import ALONE, Launch, Processes, first_host, joined, launched
 from experiments.stepper import Stepper, StepSettings
 from models import (
@@ -27,6 +29,7 @@ from models import (
     NoiseRow,
     ScoreNetwork,
     Share,
+    UNet,
     VariationalBound,
     VRow,
 )
@@ -102,6 +105,43 @@ def spoilt(own):
     return {"same": same, "read": found, "after": one.tally.read().good, "state": state["tally"]}
 
 
+def sharded(own):
+    """A U-Net in parts: its curve, its state taken up by another one, and the average applied and taken back."""
+    found = {}
+    for name, accumulate in (("likelihood", 1), ("times that learn", 2), ("vdm", 1)):
+        one, other = (unet(own, name, accumulate) for _ in range(2))
+        read = [step(own, one, i, accumulate) for i in range(3)]
+        state, (weights, average) = one.state(), one.weights()
+        kinds = {type(p).__name__ for p in one.parameters}
+        other.load(state, average)
+        for value, given in zip(other.model.state_dict().values(), weights.values(), strict=True):
+            place(given, value)
+        read += [step(own, one, 3, accumulate)]
+        again = step(own, other, 3, accumulate)
+        with one.average.applied(one.model), torch.no_grad():
+            shown = one.objective(one.model, images(9), torch.Generator().manual_seed(1)).value
+        plain = one.objective(one.model, images(9), torch.Generator().manual_seed(1)).value
+        found[name] = {"read": read, "again": again, "kinds": kinds, "weights": one.weights(), "shown": (shown, plain)}
+    return found
+
+
+def unet(own, name, accumulate):
+    torch.manual_seed(0)
+    model = ScoreNetwork(UNet((1, 8, 8), channels=8, multipliers=(1, 2)), VP(), "v").double()
+    settings = StepSettings(8, clip=1.0, ema=0.9, accumulate=accumulate, distributed="fsdp")
+    return Stepper(model, objective_of(name).double(), settings, torch.Generator().manual_seed(7), own)
+
+
+def images(i):
+    return torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+
+
+def step(own, one, i, accumulate):
+    one(own.take(images(i), accumulate), rate=2e-2)
+    found = one.tally.read()
+    return found.loss, found.norm
+
+
 def sampling(own):
     model, flow = mixture(VP()), ProbabilityFlow(rtol=1e-5, atol=1e-5)
     plans = {"round": (EulerMaruyama(steps=4), 2), "uneven": (DDIM(steps=3), 3), "whole": (DDIM(steps=3), None)}
@@ -152,7 +192,7 @@ def talk(own):
 
 
 def everything(own):
-    rest = {job.__name__: job(own) for job in (spoilt, sampling, likelihood, talk)}
+    rest = {job.__name__: job(own) for job in (spoilt, sharded, sampling, likelihood, talk)}
     return {"curves": {which: curve(own, *which) for which in CURVES}, **rest}
 
 
@@ -203,6 +243,19 @@ def test_what_is_not_finite_in_one_process_changes_nothing_in_any(both):
         assert (found["read"].steps, found["read"].good, found["read"].first, found["read"].run) == (3, 1, 2, 2)
         assert found["read"].levels == expected["read"].levels and found["read"].counts == expected["read"].counts
         assert torch.allclose(found["state"], expected["state"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["likelihood", "times that learn", "vdm"])
+def test_a_network_in_parts_trains_as_a_whole_one(both, name):
+    (first, second), expected = (found["sharded"][name] for found in both), sharded(ALONE)[name]
+    assert first["kinds"] == {"DTensor"} and expected["kinds"] == {"Parameter"}
+    for key, one in itertools.product(("read", "again", "shown"), (first, second)):
+        pairs = zip(one[key], expected[key], strict=True)
+        assert all(torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-9) for a, b in pairs), key
+    assert first["again"] == first["read"][-1] and not torch.equal(*first["shown"])
+    for tree, other, single in zip(first["weights"], second["weights"], expected["weights"], strict=True):
+        for key, value in single.items():
+            assert torch.equal(tree[key], other[key]) and torch.allclose(tree[key], value, rtol=1e-9, atol=1e-10), key
 
 
 @pytest.mark.parametrize("name", ["round", "uneven", "whole", "adaptive", "too many"])
@@ -302,6 +355,26 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="process 2 of this machine finds 2 GPUs"):
         third.device("auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sliced", "SlicedScoreMatching goes back through one: use train.distributed=ddp"),
+        ("implicit", "ImplicitScoreMatching goes back through one"),
+        ("vdm", "divides the network alone, and the schedule learns too: use train.distributed=ddp"),
+    ],
+)
+def test_what_can_not_lie_in_parts_is_refused(name, words):
+    with pytest.raises(ConfigError, match=words):
+        Shards.prepare(network(name), objective_of(name), Processes(0, 2, 0))
+
+
+def test_ways_that_there_are_not_are_refused():
+    with pytest.raises(ConfigError, match="train.distributed must be one of ddp, fsdp, found 'deepspeed'"):
+        StepSettings(8, clip=1.0, ema=0.9, distributed="deepspeed")
+    with pytest.raises(ConfigError, match="train.distributed=fsdp needs train.fused=true"):
+        StepSettings(8, clip=1.0, ema=0.9, distributed="fsdp", fused=False)
 
 
 def test_an_error_leaves_the_processes_at_once(monkeypatch, tmp_path):
