@@ -17,6 +17,7 @@ import torch
 from refusals import refused
 
 from experiments import levels as level_module
+from experiments.arrays import read_header
 from experiments.data import npy, npz
 
 SPLITS = ("train", "validation", "test")
@@ -280,6 +281,22 @@ def test_an_archive_holds_the_splits_and_their_labels(tmp_path, compress):
         assert torch.equal(getattr(data, name), torch.from_numpy(x))
         assert torch.equal(data.labels[name], torch.arange(len(x)))
     assert data.levels == 256 and data.labels["test"].dtype == torch.int64
+
+
+def test_an_archive_may_keep_arrays_column_by_column(tmp_path):
+    assert same_examples(npz(zipped(tmp_path, x=np.asfortranarray(SERIES))), SERIES)
+
+
+def test_a_long_header_is_not_even_read(tmp_path):
+    taken = []
+
+    class Watched(io.BytesIO):
+        def read(self, size=-1):
+            taken.append(size)
+            return super().read(size)
+
+    refused(lambda: read_header(tmp_path, Watched(header(" " * 2**20, version=2))), "at most 16384 bytes")
+    assert taken == [12]
 
 
 def test_an_archive_of_one_array_is_split_as_a_file_is(tmp_path):

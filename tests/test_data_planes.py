@@ -62,6 +62,20 @@ def test_moons_and_the_roll_are_their_curves_with_their_noise():
     assert torch.cdist(x, curve).amin(1).square().mean().sqrt() == pytest.approx(0.5, rel=0.08)
 
 
+def test_the_roll_is_standardized_by_its_moments():
+    """Its draws, repeated here, standardized by moments that are found by quadrature."""
+    a, w = torch.linspace(1.5 * math.pi, 4.5 * math.pi, 20001, dtype=torch.float64), torch.ones(20001, 1).double()
+    w[1:-1:2], w[2:-1:2] = 4, 2  # Simpson's rule
+    curve = a[:, None] * torch.stack((a.cos(), a.sin()), dim=1)
+    mean, squares = ((w * values).sum(0) / w.sum() for values in (curve, curve.square()))
+    draws = torch.Generator().manual_seed(3)
+    at = math.pi * (1.5 + 3 * torch.rand(50, generator=draws, dtype=torch.float64))
+    points = at[:, None] * torch.stack((at.cos(), at.sin()), dim=1)
+    points = points + 0.5 * torch.randn(50, 2, generator=draws, dtype=torch.float64)
+    found = swiss_roll(train=1, test=50, seed=3).test.double()
+    assert torch.allclose(found, (points - mean) / (squares - mean**2 + 0.25).sqrt(), atol=1e-6)
+
+
 # --- what all data sets share
 
 
