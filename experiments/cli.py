@@ -45,8 +45,7 @@ def main() -> None:
 def _beside() -> None:
     """One of the other processes: it does the same work, and what it would write goes into a folder of no one's."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-        quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
-        sys.argv += [f"hydra.run.dir='{folder}'", *quiet]
+        sys.argv += [f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
         _hydra_main()
 
 

@@ -14,6 +14,7 @@ from experiments.build import ConfigError, build
 from experiments.draw import draw
 from experiments.metrics import Floor, noise_floor, sliced_w2
 from experiments.problem import Problem
+from experiments.processes import current
 from models import ScoreNetwork
 from solvers import Sampler, Solver
 
@@ -106,7 +107,7 @@ def compare(model: ScoreNetwork, problem: Problem, config: DictConfig, device: t
     floor = noise_floor(problem.x(pool, torch.Generator().manual_seed(config.seed + 1)), test, n)
     solvers, wanted = build_solvers(config), build(config.solver, where="solver")
     plan = list(budgeted(solvers, list(settings.budgets)))
-    for name, solver in tqdm(plan, desc="samplers", disable=None, leave=False):
+    for name, solver in tqdm(plan, desc="samplers", disable=current().hides(None), leave=False):
         row, drawn = _measure(name, solver, model, (n, *problem.data.shape), test, config.seed, settings, device)
         rows.append(row)
         samples[name] = drawn

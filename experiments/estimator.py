@@ -220,8 +220,7 @@ def evaluate(
 
     starts = range(sum(map(len, done)), len(values), batch_size)
     rounds = range(0, len(starts), processes.count)
-    hidden = not processes.is_first or (None if progress is None else not progress)
-    for turn in tqdm(rounds, desc="likelihood", disable=hidden, leave=False):
+    for turn in tqdm(rounds, desc="likelihood", disable=processes.hides(progress), leave=False):
         mine = starts[turn : turn + processes.count][processes.rank :][:1]
         own = [part for start in mine for part in fit(batch, start, min(batch_size, len(values) - start))]
         done = [Examples.joined([*done, *chain.from_iterable(processes.gather(own))])]

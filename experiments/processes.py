@@ -45,6 +45,10 @@ class Processes:
         """Whether this is the one that writes files and speaks to the user."""
         return self.rank == 0
 
+    def hides(self, progress: bool | None) -> bool | None:
+        """Whether to hide a progress bar, as ``tqdm`` takes it: None leaves it to whether there is a terminal."""
+        return not self.is_first or (None if progress is None else not progress)
+
     def share(self, generator: torch.Generator, parts: int = 1) -> torch.Generator | Share:
         """What objectives and dequantizers draw from, for this process's share of a batch that is stepped in parts."""
         return generator if self.count == 1 else Share(generator, self.rank, self.count, parts)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from experiments import tally
 from experiments.build import ConfigError, build
 from experiments.loggers import Bin, Logger
+from experiments.processes import Processes
 from experiments.run import Metrics, Run
 from experiments.tally import NOISE_LEVELS
 
@@ -35,20 +36,20 @@ class Records:
     Parameters
     ----------
     step: to go on from; None for a new training. source: the run folder whose rows up to it are kept.
-    logger_id: what the logger's ``start`` gave before. quiet: no bar, and no logger, as in all processes but the first.
+    logger_id: what the logger's ``start`` gave before. group: of the processes only the first has a bar and a logger.
     """
 
     def __init__(
-        self, config: DictConfig, run: Run, step: int | None, source: Path, logger_id: str | None, quiet: bool = False
+        self, config: DictConfig, run: Run, step: int | None, source: Path, logger_id: str | None, group: Processes
     ):
         self.settings, columns = config.train, COLUMNS + (SEEN if config.train.watch_every else ())
         self._rows = Metrics(run.path(METRICS), columns, step, source / METRICS)
         self._levels = Metrics(run.path(NOISE_LEVELS), tally.COLUMNS, step, source / NOISE_LEVELS)
-        self.logger, self.logger_id = None if quiet else build_logger(config), None
+        self.logger, self.logger_id = build_logger(config) if group.is_first else None, None
         if self.logger:
             plain = OmegaConf.to_container(config, resolve=True)
             self.logger_id = self.logger.start(run.folder, plain, step or 0, logger_id)
-        options = {"unit": "step", "dynamic_ncols": True, "disable": True if quiet else None}
+        options = {"unit": "step", "dynamic_ncols": True, "disable": group.hides(None)}
         self.bar = tqdm(total=self.settings.steps, initial=step or 0, **options)
 
     def add(self, step: int, values: dict[str, Any], levels: list[Bin]) -> None:

@@ -149,8 +149,8 @@ class _Loop:
             if self.group.is_first:
                 self.kept.adopt(file)
         source = file.parent.parent if file else self.run.folder
-        step, quiet = (self.step if resume else None), not self.group.is_first
-        self.records = Records(self.config, self.run, step, source, self.progress.logger_id, quiet)
+        step = self.step if resume else None
+        self.records = Records(self.config, self.run, step, source, self.progress.logger_id, self.group)
         self.progress.logger_id = self.records.logger_id
 
     def go(self) -> None:
