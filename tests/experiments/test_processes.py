@@ -4,6 +4,7 @@ import itertools
 import math
 import pathlib
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ from models import (
 )
 from models.share import gathered
 from sde import VE, VP, DDPMChain, LearnedSchedule
-from solvers import DDIM, EulerMaruyama, Hutchinson, ProbabilityFlow
+from solvers import DDIM, EulerMaruyama, Hutchinson, ODEError, ProbabilityFlow
 
 STEPS, BATCH = 10, 16
 OBJECTIVES = sorted(path.stem for path in pathlib.Path(conf.__path__[0], "objective").glob("*.yaml"))
@@ -175,6 +176,28 @@ def likelihood(own):
     return {"arrays": found.arrays(), "saved": keeper and keeper.saved}
 
 
+def errors(own):
+    """Of a model that fails in one of the processes: what each of them sees."""
+    model, found = mixture(VP()), []
+    jobs = (
+        lambda: draw(DDIM(steps=3), model, (4, 2), batch_size=1, processes=own),
+        lambda: evaluate(model, torch.zeros(4, 2), Estimator(), batch_size=1, processes=own),
+    )
+    for failing, job in itertools.product(range(own.count), jobs):
+        handle = model.register_forward_pre_hook(partial(refuse, own.rank, failing))
+        try:
+            found.append(job())
+        except RuntimeError as error:
+            found.append((type(error).__name__, str(error)))
+        handle.remove()
+    return found
+
+
+def refuse(rank, failing, *_):
+    if rank == failing:
+        raise (ODEError, torch.OutOfMemoryError)[failing](f"in {failing}")
+
+
 def talk(own):
     """What the processes say to each other."""
     share = own.share(torch.Generator().manual_seed(0), parts=2)
@@ -188,6 +211,7 @@ def talk(own):
         "back": gathered(share, own.take(x, parts=2))[0].tolist() if own.count > 1 else x.tolist(),
         "current": processes.current() == own,
         "barrier": own.barrier(),
+        "errors": errors(own),
     }
 
 
@@ -282,6 +306,8 @@ def test_what_processes_tell_each_other(both):
     for found in (one["talk"] for one in both):
         assert found["broadcast"] == {"from": 0} and found["gather"] == [("of", 0), ("of", 1)]
         assert found["sum"] == [2.0, 1.0] and found["mean"] == 1.0 and found["largest"] == [1.0, 0.0]
+        assert found["errors"][:2] == [("ODEError", "in 0")] * 2 and found["errors"] == both[0]["talk"]["errors"]
+        assert [name for name, _ in found["errors"][2:]] == ["OutOfMemoryError"] * 2
         assert found["back"] == list(range(8)) and found["current"]
     assert processes.current() == ALONE
 
@@ -371,9 +397,9 @@ def test_what_can_not_lie_in_parts_is_refused(name, words):
 
 
 def test_ways_that_there_are_not_are_refused():
-    with pytest.raises(ConfigError, match="train.distributed must be one of ddp, fsdp, found 'deepspeed'"):
+    with pytest.raises(ConfigError, match=r"train.distributed must be one of ddp, fsdp, found 'deepspeed'"):
         StepSettings(8, clip=1.0, ema=0.9, distributed="deepspeed")
-    with pytest.raises(ConfigError, match="train.distributed=fsdp needs train.fused=true"):
+    with pytest.raises(ConfigError, match=r"train.distributed=fsdp needs train.fused=true"):
         StepSettings(8, clip=1.0, ema=0.9, distributed="fsdp", fused=False)
 
 
