@@ -44,7 +44,7 @@ _ENVIRONMENT = re.compile(r"oc\s*\.\s*(env|decode)")
 
 def save(
     path: Path,
-    model: ScoreNetwork,
+    weights: dict[str, Tensor],
     ema: dict[str, Tensor],
     config: DictConfig,
     convention: dict[str, Any],
@@ -53,7 +53,7 @@ def save(
 ) -> None:
     """Write a checkpoint; a crash at any moment leaves either the old file or the new one.
 
-    training: dicts, lists and tuples of tensors and plain values. Raises ``TypeError`` for anything else in it,
+    weights, ema: state dicts of the model. training: dicts, lists and tuples of tensors and plain values. Raises ``TypeError`` for anything else in it,
     ``ConfigError`` for components that can't be stored, ``OSError`` where the disk is full.
     """
     stored = {place: components.describe(config[place], place) for place in components.PLACES}
@@ -64,7 +64,7 @@ def save(
         "convention": json.dumps(convention),
         "provenance": json.dumps(_provenance()),
         "step": step,
-        "model": model.state_dict(),
+        "model": weights,
         "ema": ema,
         "training": training,
     }

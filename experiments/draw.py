@@ -90,7 +90,7 @@ def draw(
     batch_size: samples drawn at a time by one process; None for all of its share. Halved where the memory is too small.
     processes: by default the ``current()`` ones.
 
-    Raises what the solver raises, and ``torch.OutOfMemoryError`` where one sample alone is too large.
+    Raises what the solver raises, in all processes, and ``torch.OutOfMemoryError`` where one sample alone is too large.
     """
     require_count(shape[0], "draw: the number of samples")
     processes, n = processes or current(), shape[0]
@@ -104,6 +104,6 @@ def draw(
 
     starts = range(0, n, size)[processes.rank :: processes.count]
     bar = tqdm(starts, desc="samples", unit="batch", leave=False, disable=not shown or len(starts) < 2)
-    hands = processes.gather([Output.joined(fit(batch, start, min(size, n - start))) for start in bar])
+    hands = processes.gather_from(lambda: [Output.joined(fit(batch, start, min(size, n - start))) for start in bar])
     # As they were dealt: the first of each process, then the second.
     return Output.joined([hands[i % len(hands)][i // len(hands)] for i in range(sum(map(len, hands)))])

@@ -12,6 +12,7 @@ their own single draw. Every part is kept for each example, in nats.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -218,12 +219,14 @@ def evaluate(
     def batch(start: int, size: int) -> Examples:
         return estimator(model, values[start : start + size], first + start)
 
+    def own(starts: range) -> list[Examples]:
+        return [part for start in starts for part in fit(batch, start, min(batch_size, len(values) - start))]
+
     starts = range(sum(map(len, done)), len(values), batch_size)
     rounds = range(0, len(starts), processes.count)
     for turn in tqdm(rounds, desc="likelihood", disable=processes.hides(progress), leave=False):
-        mine = starts[turn : turn + processes.count][processes.rank :][:1]
-        own = [part for start in mine for part in fit(batch, start, min(batch_size, len(values) - start))]
-        done = [Examples.joined([*done, *chain.from_iterable(processes.gather(own))])]
+        found = processes.gather_from(partial(own, starts[turn + processes.rank :][:1]))
+        done = [Examples.joined([*done, *chain.from_iterable(found)])]
         if keeper and processes.is_first:
             keeper.save(done[0])
     return done[0]

@@ -141,10 +141,10 @@ def local(value: Tensor) -> Tensor:
 
 
 def whole(tree: Any) -> Any:
-    """A tensor that lies in parts, or nested dicts of such, as one; all processes must ask."""
+    """A tensor that lies in parts, or nested dicts of such, as one on the CPU; all processes must ask."""
     if isinstance(tree, dict):
         return {name: whole(value) for name, value in tree.items()}
-    return tree.full_tensor() if in_parts(tree) else tree
+    return tree.full_tensor().cpu() if in_parts(tree) else tree  # all of them may be more than a device holds
 
 
 def place(given: Tensor, into: Tensor) -> None:

@@ -4,14 +4,15 @@
 (RANK, WORLD_SIZE, LOCAL_RANK; SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID). A shell or a batch script of SLURM
 that was not started by ``srun`` has some of these variables too, and is one process all the same.
 
-All processes must make the same calls in the same order. If one of them fails it must end, with an exit code other than
-0: ``torchrun``, and ``srun --kill-on-bad-exit``, then end the others; without either, they wait for it until
-``TIMEOUT``, and end with an error of torch's. So an error passes through ``joined`` as it is, and nothing waits.
+All processes must make the same calls in the same order. What each does by itself goes through ``gather_from``, which
+raises one's error in all. If one fails elsewhere it must end, with an exit code other than 0: ``torchrun``, and
+``srun --kill-on-bad-exit``, then end the others; without either, they wait for it until ``TIMEOUT``, or until they see
+that it is gone, and end with an error of torch's. So an error passes through ``joined`` as it is, and nothing waits.
 """
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -70,6 +71,20 @@ class Processes:
         if self.count > 1:
             dist.all_gather_object(box, value)
         return box
+
+    def gather_from(self, work: Callable[[], Any]) -> list[Any]:
+        """What ``work()`` gives in each, likewise; where it fails in one, its error is raised in all."""
+        if self.count == 1:
+            return [work()]
+        try:
+            mine = work(), None
+        except Exception as error:
+            mine = None, error
+        found = self.gather(mine)
+        failed = next((rank for rank, (_, error) in enumerate(found) if error is not None), None)
+        if failed is not None:
+            raise mine[1] if failed == self.rank else found[failed][1]  # one's own knows where it came from
+        return [result for result, _ in found]
 
     def barrier(self) -> None:
         """Wait until all processes are here."""

@@ -126,6 +126,13 @@ class Stepper:
         """The model's state and its average, each as one where they lie in parts; all processes must ask."""
         return whole(self.model.state_dict()), whole(self.average.state)
 
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take over a model's whole state, also where the own one lies in parts. Raises ``ConfigError`` for another's."""
+        own = self.model.state_dict()
+        _require_alike(own, weights)
+        for name, value in own.items():
+            place(weights[name], value)
+
     def load(self, state: dict[str, Any], average: dict[str, Tensor]) -> None:
         """Go on from ``state()`` and the average that went with it; the model's weights must be loaded before or after.
 

@@ -64,7 +64,7 @@ def everything(config: DictConfig, run: Run) -> None:
     check_training(session)
     check_comparison(session)
     check_likelihood(session, build(config.sde, where="sde", allowed=("sde.",)))
-    model = training.train(config, session.problem, session.device, run)
+    model = training.train(config, session.problem, session.device, run).to(session.device)
     session.figures += pictures.of_training(run)
     log.info("comparing samplers")
     compare_samplers(session, model)

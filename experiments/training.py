@@ -26,6 +26,7 @@ from experiments import checkpoint, processes, signals
 from experiments.build import ConfigError, build
 from experiments.nan_report import TrainingDiverged, nan_report
 from experiments.order import batches
+from experiments.parallel import in_parts
 from experiments.problem import Problem, build_model
 from experiments.records import Records
 from experiments.retention import BEST, Kept
@@ -100,6 +101,8 @@ def train(config: DictConfig, problem: Problem, device: torch.device, run: Run) 
     if signals.requested():
         raise signals.Interrupted(signals.requested())
     run.note(training={"parameters": parameters} | loop.summary())
+    if any(in_parts(p) for p in model.parameters()):  # it is made anew, on the host: it may be too large for a device
+        model = build_model(config, problem.convention(), problem.data.train)
     model.load_state_dict(loop.final())
     return model.eval()
 
@@ -174,7 +177,7 @@ class _Loop:
         """The weights that the training comes to: the average, or the best one after an early stop."""
         best = self.kept.folder / BEST
         if not self._stopped_early() or not best.is_file():
-            return self.stepper.average.state
+            return self.stepper.weights()[1]
         log.info("stopped early, at step %d: taking the weights of step %d", self.step, self.progress.best_step)
         return checkpoint.read(best)["ema"]
 
@@ -268,10 +271,11 @@ class _Loop:
     def _save(self, regular: bool = False) -> None:
         """Write a checkpoint; a ``regular`` one is judged, and kept where it is due."""
         best = regular and self.progress.judge()
-        state, keep = self.state.content(self.progress), regular and self._due("keep_every")
+        state, weights = self.state.content(self.progress), self.stepper.weights()
+        keep = regular and self._due("keep_every")
         self.records.flush()
         if self.group.is_first:
-            content = self.model, self.stepper.average.state, self.config, self.problem.convention(), self.step, state
+            content = *weights, self.config, self.problem.convention(), self.step, state
             file = self.kept.save(lambda path: checkpoint.save(path, *content), self.step, best, keep)
             on_the_way = regular and self.step < self.settings.steps
             log.log(logging.DEBUG if on_the_way else logging.INFO, "step %d is saved in %s", self.step, file)

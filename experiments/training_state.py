@@ -84,7 +84,7 @@ class State:
         """Take over a checkpoint's weights and all else; what can't be the same on this machine is warned of."""
         stored, here = content["training"], self.group.count
         warn_of_machine(stored["machine"], self.stepper.device)
-        self.stepper.model.load_state_dict(content["model"])
+        self.stepper.load_weights(content["model"])
         own, states, step = self.stepper.generator, stored["random"], stored["stepper"]
         if step["generator"].shape != own.get_state().shape:  # of another kind of device
             step["generator"] = own.manual_seed(own.initial_seed() + stored["progress"]["step"]).get_state()

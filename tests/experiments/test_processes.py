@@ -4,6 +4,7 @@ import itertools
 import math
 import pathlib
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ from models import (
 )
 from models.share import gathered
 from sde import VE, VP, DDPMChain, LearnedSchedule
-from solvers import DDIM, EulerMaruyama, Hutchinson, ProbabilityFlow
+from solvers import DDIM, EulerMaruyama, Hutchinson, ODEError, ProbabilityFlow
 
 STEPS, BATCH = 10, 16
 OBJECTIVES = sorted(path.stem for path in pathlib.Path(conf.__path__[0], "objective").glob("*.yaml"))
@@ -175,6 +176,28 @@ def likelihood(own):
     return {"arrays": found.arrays(), "saved": keeper and keeper.saved}
 
 
+def errors(own):
+    """Of a model that fails in one of the processes: what each of them sees."""
+    model, found = mixture(VP()), []
+    jobs = (
+        lambda: draw(DDIM(steps=3), model, (4, 2), batch_size=1, processes=own),
+        lambda: evaluate(model, torch.zeros(4, 2), Estimator(), batch_size=1, processes=own),
+    )
+    for failing, job in itertools.product(range(own.count), jobs):
+        handle = model.register_forward_pre_hook(partial(refuse, own.rank, failing))
+        try:
+            found.append(job())
+        except RuntimeError as error:
+            found.append((type(error).__name__, str(error)))
+        handle.remove()
+    return found
+
+
+def refuse(rank, failing, *_):
+    if rank == failing:
+        raise (ODEError, torch.OutOfMemoryError)[failing](f"in {failing}")
+
+
 def talk(own):
     """What the processes say to each other."""
     share = own.share(torch.Generator().manual_seed(0), parts=2)
@@ -188,6 +211,7 @@ def talk(own):
         "back": gathered(share, own.take(x, parts=2))[0].tolist() if own.count > 1 else x.tolist(),
         "current": processes.current() == own,
         "barrier": own.barrier(),
+        "errors": errors(own),
     }
 
 
@@ -211,10 +235,16 @@ def both(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """What one process finds."""
+    return everything(ALONE)
+
+
 @pytest.mark.parametrize("which", CURVES, ids=str)
-def test_two_processes_train_as_one(both, which):
+def test_two_processes_train_as_one(both, alone, which):
     first, second = (found["curves"][which] for found in both)
-    expected = curve(ALONE, *which)
+    expected = alone["curves"][which]
     assert torch.allclose(torch.tensor(first["read"]), torch.tensor(expected["read"]), rtol=1e-9, atol=1e-12)
     assert first["read"] == second["read"] and len({loss for loss, *_ in first["read"]}) == STEPS
     for name in ("weights", "learned"):
@@ -236,8 +266,8 @@ def test_the_learners_learned(both, which):
     assert times.std() > 0.01  # what is drawn depends on what was learned
 
 
-def test_what_is_not_finite_in_one_process_changes_nothing_in_any(both):
-    expected = spoilt(ALONE)
+def test_what_is_not_finite_in_one_process_changes_nothing_in_any(both, alone):
+    expected = alone["spoilt"]
     for found in (one["spoilt"] for one in both):
         assert found["same"] and found["after"] == 1 and found["read"][:5] == expected["read"][:5]
         assert (found["read"].steps, found["read"].good, found["read"].first, found["read"].run) == (3, 1, 2, 2)
@@ -246,8 +276,8 @@ def test_what_is_not_finite_in_one_process_changes_nothing_in_any(both):
 
 
 @pytest.mark.parametrize("name", ["likelihood", "times that learn", "vdm"])
-def test_a_network_in_parts_trains_as_a_whole_one(both, name):
-    (first, second), expected = (found["sharded"][name] for found in both), sharded(ALONE)[name]
+def test_a_network_in_parts_trains_as_a_whole_one(both, alone, name):
+    (first, second), expected = (found["sharded"][name] for found in both), alone["sharded"][name]
     assert first["kinds"] == {"DTensor"} and expected["kinds"] == {"Parameter"}
     for key, one in itertools.product(("read", "again", "shown"), (first, second)):
         pairs = zip(one[key], expected[key], strict=True)
@@ -259,16 +289,16 @@ def test_a_network_in_parts_trains_as_a_whole_one(both, name):
 
 
 @pytest.mark.parametrize("name", ["round", "uneven", "whole", "adaptive", "too many"])
-def test_two_processes_draw_the_samples_of_one(both, name):
+def test_two_processes_draw_the_samples_of_one(both, alone, name):
     (x, nfe), (again, _) = (found["sampling"][name] for found in both)
-    expected, calls = sampling(ALONE)[name]
+    expected, calls = alone["sampling"][name]
     assert torch.equal(x, again) and nfe == calls
     # Batches of one composition are the same to the last bit; that of None is by the number of processes.
     assert torch.equal(x, expected) if name != "whole" else torch.allclose(x, expected, rtol=0, atol=1e-12)
 
 
-def test_two_processes_evaluate_as_one_and_the_first_keeps_what_is_done(both):
-    expected = likelihood(ALONE)
+def test_two_processes_evaluate_as_one_and_the_first_keeps_what_is_done(both, alone):
+    expected = alone["likelihood"]
     for found in (one["likelihood"] for one in both):
         assert found["arrays"].keys() == expected["arrays"].keys()
         assert all(torch.equal(found["arrays"][name], value) for name, value in expected["arrays"].items())
@@ -276,12 +306,14 @@ def test_two_processes_evaluate_as_one_and_the_first_keeps_what_is_done(both):
     assert both[0]["likelihood"]["saved"] == [6, 10] and both[1]["likelihood"]["saved"] is None
 
 
-def test_what_processes_tell_each_other(both):
-    alone = talk(ALONE)
-    assert alone["gather"] == [("of", 0)] and alone["sum"] == [1.0, 0.0] and alone["current"]
+def test_what_processes_tell_each_other(both, alone):
+    expected = alone["talk"]
+    assert expected["gather"] == [("of", 0)] and expected["sum"] == [1.0, 0.0] and expected["current"]
     for found in (one["talk"] for one in both):
         assert found["broadcast"] == {"from": 0} and found["gather"] == [("of", 0), ("of", 1)]
         assert found["sum"] == [2.0, 1.0] and found["mean"] == 1.0 and found["largest"] == [1.0, 0.0]
+        assert found["errors"][:2] == [("ODEError", "in 0")] * 2 and found["errors"] == both[0]["talk"]["errors"]
+        assert [name for name, _ in found["errors"][2:]] == ["OutOfMemoryError"] * 2
         assert found["back"] == list(range(8)) and found["current"]
     assert processes.current() == ALONE
 
@@ -371,9 +403,9 @@ def test_what_can_not_lie_in_parts_is_refused(name, words):
 
 
 def test_ways_that_there_are_not_are_refused():
-    with pytest.raises(ConfigError, match="train.distributed must be one of ddp, fsdp, found 'deepspeed'"):
+    with pytest.raises(ConfigError, match=r"train.distributed must be one of ddp, fsdp, found 'deepspeed'"):
         StepSettings(8, clip=1.0, ema=0.9, distributed="deepspeed")
-    with pytest.raises(ConfigError, match="train.distributed=fsdp needs train.fused=true"):
+    with pytest.raises(ConfigError, match=r"train.distributed=fsdp needs train.fused=true"):
         StepSettings(8, clip=1.0, ema=0.9, distributed="fsdp", fused=False)
 
 
