@@ -53,8 +53,8 @@ def save(
 ) -> None:
     """Write a checkpoint; a crash at any moment leaves either the old file or the new one.
 
-    weights, ema: state dicts of the model. training: dicts, lists and tuples of tensors and plain values. Raises ``TypeError`` for anything else in it,
-    ``ConfigError`` for components that can't be stored, ``OSError`` where the disk is full.
+    weights, ema: state dicts. training: dicts, lists and tuples of tensors and plain values. Raises ``TypeError`` for
+    anything else in it, ``ConfigError`` for components that can't be stored, ``OSError`` where the disk is full.
     """
     stored = {place: components.describe(config[place], place) for place in components.PLACES}
     content = {

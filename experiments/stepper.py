@@ -127,7 +127,7 @@ class Stepper:
         return whole(self.model.state_dict()), whole(self.average.state)
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take over a model's whole state, also where the own one lies in parts. Raises ``ConfigError`` for another's."""
+        """Take over a model's state, also where the own one lies in parts. Raises ``ConfigError`` for another's."""
         own = self.model.state_dict()
         _require_alike(own, weights)
         for name, value in own.items():

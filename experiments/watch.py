@@ -31,6 +31,7 @@ from experiments.build import ConfigError, build
 from experiments.likelihood_tasks import check_settings, prepared
 from experiments.pictures import is_image, is_plane
 from experiments.problem import Problem
+from experiments.processes import current
 from models import ScoreNetwork
 from solvers import SamplingDiverged
 from solvers.base import Solver
@@ -80,6 +81,8 @@ class Watch:
         """Refuse, by ``ConfigError``, what could not be looked at, before any time is spent."""
         if not self.every:
             return
+        if self.config.train.distributed == "fsdp" and current().count > 1:
+            raise ConfigError("train.watch_every looks at a whole network, and train.distributed=fsdp has none: use 0")
         check_settings(self.config.likelihood)
         prepared(self, model)
         try:

@@ -35,7 +35,9 @@ def save(file, *overrides, **more):
         "at": (1, 2),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(file, model.state_dict(), ema, config, convention, **({"step": 7, "training": training | {"at": (1, 2)}} | more))
+    checkpoint.save(
+        file, model.state_dict(), ema, config, convention, **({"step": 7, "training": training | {"at": (1, 2)}} | more)
+    )
     return model
 
 
