@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from experiments.run import replacing
 
@@ -29,7 +30,7 @@ _COMMENT = (len(_MARK) + _HEX).to_bytes(2, "little") + _MARK  # the length of a 
 _SEAL = len(_COMMENT) + _HEX
 _END = b"PK\x05\x06"  # how the last record of a ZIP archive begins, 22 bytes long without a comment
 _CHUNK = 1 << 20
-_LONGEST_PICKLE, _DEEPEST = 1 << 26, 200
+_LONGEST_PICKLE, _MOST_OPCODES, _DEEPEST = 1 << 26, 5_000_000, 200
 _EXTENDING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 _GLOBALS = re.compile(
     r"collections OrderedDict|torch Size|torch device|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)"
@@ -125,7 +126,7 @@ def require_plain(value: Any) -> None:
     for i, (where, leaf) in enumerate(leaves(value)):
         if i == _MOST_LEAVES:
             raise TypeError(f"{_path(where)}: a checkpoint can hold {i:,} values; store long lists as tensors")
-        if isinstance(leaf, Tensor):
+        if type(leaf) in (Tensor, Parameter):
             _require_dense(leaf, where)
         elif type(leaf) not in _SCALARS:
             cure = "store numbers, strings, tensors, and dicts, lists and tuples of these"
@@ -222,16 +223,20 @@ def _require_harmless(path: Path, pickle: bytes) -> None:
     """
     stack: list[_Nesting | None] = []  # None is a mark
     memo: dict[int, _Nesting] = {}
-    for opcode, argument, _ in pickletools.genops(pickle):
+    for i, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+        if i == _MOST_OPCODES:
+            raise CheckpointError(path, f"refused: its pickle has more than {i:,} instructions")
         if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not _GLOBALS.fullmatch(argument or ""):
             raise CheckpointError(path, f"refused: it names {shown(argument)} to be called, and that is no tensor")
         if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
             memo[argument] = stack[-1]
         elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(memo[argument])
+        elif not opcode.stack_before:  # most of them: a mark, a number, a string
+            stack.extend([None if made is pickletools.markobject else _LEAF for made in opcode.stack_after])
         else:
             around = _Nesting.around(_popped(stack, opcode), opcode.name in _EXTENDING)
-            stack.extend([None if made is pickletools.markobject else around for made in opcode.stack_after])
+            stack.extend([around] * len(opcode.stack_after))
             if around.depth > _DEEPEST or around.unfolded > 2 * _LONGEST_PICKLE:
                 raise CheckpointError(path, f"refused: its values are nested more than {_DEEPEST} deep, or endlessly")
 
@@ -247,6 +252,9 @@ class _Nesting(NamedTuple):
         """What holds the parts: a new value, or the last of them where that one is ``extended`` by the others."""
         inner, depth = (parts[:-1], parts[-1].depth) if extended else (parts, 1)
         return cls(max([depth, *(1 + part.depth for part in inner)]), 1 + sum(part.unfolded for part in parts))
+
+
+_LEAF = _Nesting(1, 1)
 
 
 def _popped(stack: list[_Nesting | None], opcode: pickletools.OpcodeInfo) -> list[_Nesting]:

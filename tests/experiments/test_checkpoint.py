@@ -20,6 +20,10 @@ SCHEMA1 = Path(__file__).parent / "checkpoints" / "schema1.pt"
 X, T = torch.tensor([[0.3, -1.2], [1.0, 2.0]]), torch.tensor(0.3)
 
 
+class OfAnotherKind(torch.Tensor):
+    """Can't be read again without this class."""
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
@@ -246,6 +250,7 @@ def test_weights_that_do_not_fit_are_named(file, change, words):
         (torch.zeros(2, 2).to_sparse(), "number in memory"),
         ({(1, 2): 3}, "neither a string nor an integer"),
         (torch.Generator(), "torch._C.Generator"),
+        (torch.zeros(2).as_subclass(OfAnotherKind), "OfAnotherKind"),  # as a DTensor is
     ],
 )
 def test_a_training_that_could_not_be_read_again_is_refused_when_it_is_saved(tmp_path, value, words):
