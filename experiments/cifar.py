@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.archives import tar_members
 from experiments.batches import read_batch
 from experiments.dataset import Data, existing, fault, last
 from experiments.idx import explained, read_at_most
+from experiments.tar import tar_members
 
 CLASSES, RECORD = 10, 1 + 3 * 32 * 32
 LIMIT, WHOLE = 2**26, 2**28  # bytes of one batch and of the unpacked archive, officially 3.1e7 and 1.9e8

@@ -93,10 +93,11 @@ def existing(path: str | Path | None, what: str, folder: bool | None) -> Path:
     kind = {True: "FOLDER", False: "FILE", None: "PATH"}[folder]
     if not path:
         raise DataError(f"data.path={kind} is needed: {what}; found none.")
-    found = Path(str(path)).expanduser()
-    fits = {True: found.is_dir(), False: found.is_file(), None: found.is_dir() or found.is_file()}[folder]
-    if not fits:
-        there = "a folder" if found.is_dir() else "a file" if found.is_file() else "nothing there that can be read"
+    # Those of os.path say no, where those of Path raise, to names that are too long or lie where one may not look.
+    found = Path(os.path.expanduser(str(path)))
+    is_folder, is_file = os.path.isdir(found), os.path.isfile(found)
+    if not {True: is_folder, False: is_file, None: is_folder or is_file}[folder]:
+        there = "a folder" if is_folder else "a file" if is_file else "nothing there that can be read"
         raise DataError(f"data.path={shown(found)}: expected {what}, found {there}.")
     return found
 

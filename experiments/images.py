@@ -75,14 +75,18 @@ def _check(size: int | None, on_error: str) -> None:
 def _files(folder: Path) -> list[Path]:
     """All pictures below the folder, sorted by the bytes of their paths."""
     found = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         pictures = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
         found += [Path(place, name) for name in pictures]
-    found = sorted((file for file in found if file.is_file()), key=os.fsencode)
+    found = sorted((file for file in found if os.path.isfile(file)), key=os.fsencode)
     if not found:
         raise fault(folder, f"pictures ({', '.join(SUFFIXES)})", "none", "change data.path")
     return found
+
+
+def _unreadable(error: OSError) -> None:
+    raise fault(Path(error.filename), "a readable folder", error.strerror, "check its permissions") from None
 
 
 def _in_order(files: list[Path], seed: int) -> list[Path]:

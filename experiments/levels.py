@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.dataset import LIMIT, DataError, fault
+from experiments.dataset import LIMIT, DataError, fault, shown
 
 log = logging.getLogger(__name__)
 COLOURS = (1, 3)
@@ -65,12 +65,12 @@ def _auto(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def _last(path: Path, array: np.ndarray) -> np.ndarray:
-    log.info("%s: channels last, %s; moved to the first place", path.name, array.shape)
+    log.info("%s: channels last, %s; moved to the first place", shown(path.name), array.shape)
     return np.moveaxis(array, -1, 1)
 
 
 def _none(path: Path, array: np.ndarray) -> np.ndarray:
-    log.info("%s: without channels, %s; one is added", path.name, array.shape)
+    log.info("%s: without channels, %s; one is added", shown(path.name), array.shape)
     return array[:, None]
 
 
@@ -92,7 +92,7 @@ def _continuous(path: Path, array: np.ndarray) -> Tensor:
         raise fault(path, "values that float32 can hold", f"{low:g} to {high:g}", "divide them by their deviation")
     hint = _hint(low, high, whole)
     if hint:
-        log.warning("%s: continuous values from %g to %g; %s", path.name, low, high, hint)
+        log.warning("%s: continuous values from %g to %g; %s", shown(path.name), low, high, hint)
     return _tensor(path, array, np.float32)
 
 

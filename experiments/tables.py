@@ -127,7 +127,9 @@ def _check_spread(file: Path, names: list[str], train: Tensor, std: Tensor) -> N
         raise fault(file, "numbers whose variance is finite", f"up to {train.abs().max():g}", "change their unit")
     few = [name for name, x in zip(names, train.T, strict=True) if 2 * len(x.unique()) < len(x) ** 0.5]
     if few:
-        log.warning("%s: few distinct values in %s; a density of them has no bound", file.name, ", ".join(few)[:300])
+        log.warning(
+            "%s: few distinct values in %s; a density of them has no bound", shown(file.name), ", ".join(few)[:300]
+        )
 
 
 @contextmanager

@@ -188,6 +188,10 @@ def test_paths_are_files(tmp_path):
     refused(lambda: npz(), "data.path=FILE is needed", "an .npz file")
     refused(lambda: npy(tmp_path / "no"), "nothing there")
     refused(lambda: npz(tmp_path), "found a folder")
+    for odd in ("x" * 5000, "~there_is_no_such_user/a.npy", "a\0b", f"{tmp_path}/\udcff.npy"):
+        refused(partial(npy, odd), "data.path=", "nothing there")
+    (tmp_path / "loop.npy").symlink_to(tmp_path / "loop.npy")
+    refused(lambda: npy(tmp_path / "loop.npy"), "nothing there")
 
 
 def test_a_truncated_file_is_refused_at_every_length(tmp_path):

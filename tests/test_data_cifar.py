@@ -11,9 +11,9 @@ import torch
 from refusals import refused
 
 from experiments import cifar
-from experiments.archives import tar_members
 from experiments.batches import read_batch
 from experiments.data import DataError, cifar10
+from experiments.tar import tar_members
 
 NAMES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 ROWS = 4

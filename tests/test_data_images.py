@@ -50,7 +50,7 @@ def test_every_picture_is_in_one_split_pixel_by_pixel(folder):
 def test_the_splits_are_the_seeds_whatever_the_order_of_the_file_system(folder, monkeypatch):
     data, other = image_folder(folder, flip=True), image_folder(folder, seed=1)
     walk = os.walk
-    monkeypatch.setattr(os, "walk", lambda place: ((a, b[::-1], c[::-1]) for a, b, c in walk(place)))
+    monkeypatch.setattr(os, "walk", lambda place, onerror: ((a, b[::-1], c[::-1]) for a, b, c in walk(place)))
     again = image_folder(folder)
     assert all(torch.equal(getattr(data, split), getattr(again, split)) for split in SPLITS)
     assert not torch.equal(whole(data), whole(other)) and data.flips
@@ -175,6 +175,19 @@ def test_nothing_left_is_refused(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"no")
     refused(lambda: image_folder(tmp_path, on_error="skip"), "pictures that can be read", "0.png")
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(folder, monkeypatch):
+    (folder / "secret").mkdir()
+    scan = os.scandir
+
+    def refuse(place):
+        if os.fspath(place).endswith("secret"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refused(lambda: image_folder(folder), folder / "secret", "a readable folder", "Permission denied")
 
 
 def test_sixteen_bits_are_not_cut_to_eight(folder):
