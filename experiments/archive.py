@@ -215,7 +215,7 @@ def _require_stored(path: Path, file: BinaryIO, check_sums: bool) -> None:
         _require_harmless(path, archive.read(pickles[0]))
 
 
-def _require_harmless(path: Path, pickle: bytes) -> None:
+def _require_harmless(path: Path, stream: bytes) -> None:
     """Refuse a pickle that names anything but tensors, or is nested absurdly; nothing of it is executed.
 
     To hash a tuple some 50,000 deep crashes Python, and one that holds the same tuple twice, and so on, takes forever.
@@ -223,7 +223,7 @@ def _require_harmless(path: Path, pickle: bytes) -> None:
     """
     stack: list[_Nesting | None] = []  # None is a mark
     memo: dict[int, _Nesting] = {}
-    for i, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+    for i, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if i == _MOST_OPCODES:
             raise CheckpointError(path, f"refused: its pickle has more than {i:,} instructions")
         if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not _GLOBALS.fullmatch(argument or ""):
