@@ -13,6 +13,7 @@ a backward pass, which leaves none for a second one through it.
 
 import inspect
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -105,6 +106,8 @@ class Shards(Way):
         from torch.distributed.device_mesh import init_device_mesh  # they cost a second, which few need to spend
         from torch.distributed.fsdp import fully_shard
 
+        # Nothing writes in place into what a network returns, which FSDP warns of where that is a view.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         first = next(model.parameters())
         mesh = init_device_mesh(first.device.type, (processes.count,))
         for block in (*_blocks(model.net), model.net):
