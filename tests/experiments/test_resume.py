@@ -1,6 +1,8 @@
 """A training that was ended anywhere goes on as if it had not been: every tensor, generator and row, in each bit."""
 
 import csv
+import errno
+import itertools
 import json
 import os
 import signal
@@ -10,7 +12,7 @@ import pytest
 import torch
 from configurations import configuration
 
-from experiments import checkpoint, records, tally, training
+from experiments import archive, checkpoint, records, signals, tally, training
 from experiments.build import ConfigError
 from experiments.checkpoint import CheckpointError
 from experiments.data import digits, mixture2d
@@ -53,7 +55,7 @@ def stop(monkeypatch):
     return at
 
 
-def run(folder, problem, *overrides, resume=None):
+def run(folder, problem, *overrides, resume=None, code=143):
     """A training in a folder; returns what its last checkpoint holds and its rows, whatever its end."""
     config = configuration(*STEPS, *overrides, *([f"resume='{resume}'"] if resume else []))
     where = Run(folder, "train", resume == "auto")
@@ -63,7 +65,7 @@ def run(folder, problem, *overrides, resume=None):
             training.train(config, problem, CPU, where)
         state = "done"
     except Interrupted as interrupt:
-        assert interrupt.exit_code == 143
+        assert interrupt.exit_code == code
         state = "interrupted"
     finally:
         where.end(state)
@@ -294,3 +296,94 @@ def test_training_stops_early_and_the_best_weights_are_taken(tmp_path, plane, mo
     assert found["steps"] == 40 and found["stopped_early"] and found["best"]["step"] == 20
     best = checkpoint.read(tmp_path / "checkpoints" / "best.pt")
     assert best["step"] == 20 and all(torch.equal(v, best["ema"][k]) for k, v in model.state_dict().items())
+
+
+PHASES = {
+    "saving": (checkpoint, "save"),
+    "validating": (training._Loop, "_validate"),
+    "looking": (training._Loop, "_watch"),
+    "writing rows": (records.Metrics, "row"),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_in_any_phase_is_obeyed_after_it(tmp_path, plane, monkeypatch, phase):
+    looking = (
+        "train.watch_every=10",
+        "train.watch_examples=4",
+        "likelihood=exact",
+        "likelihood.steps=8",
+        "solver=ddim",
+    )
+    _, whole = run(tmp_path / "whole", plane, *PLANE, *looking)
+    where, name = PHASES[phase]
+    original, calls = getattr(where, name), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT if phase == "saving" else signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, interrupted)
+    code = 130 if phase == "saving" else 143
+    state, found = run(tmp_path / "parts", plane, *PLANE, *looking, code=code)
+    assert state == "interrupted" and 0 < found["step"] < 40
+    _, found = run(tmp_path / "parts", plane, *PLANE, *looking, resume="auto")
+    assert difference(whole, found) is None
+
+
+def test_the_second_signal_is_obeyed_at_once(tmp_path, plane, monkeypatch):
+    """In the midst of a step, which can't be saved: the last checkpoint is what there is to go on from."""
+    _, whole = run(tmp_path / "whole", plane, *PLANE)
+    step, calls = Stepper.__call__, []
+
+    def impatient(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 17:
+            monkeypatch.setattr(signals, "_ECHO", -1.0)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stepper, "__call__", impatient)
+    state, found = run(tmp_path / "parts", plane, *PLANE)
+    assert (state, found["step"]) == ("interrupted", 10)
+    _, found = run(tmp_path / "parts", plane, *PLANE, resume="auto")
+    assert difference(whole, found) is None
+
+
+def test_what_is_looked_at_and_written_plays_no_part(tmp_path, plane):
+    """Rows, checkpoints, looks, and the workers, in all combinations, leave the same weights."""
+    cheap = ("train.watch_examples=4", "likelihood=exact", "likelihood.steps=8", "solver=ddim", "solver.steps=2")
+    found = []
+    for i, (rows_every, looks_every, save_every) in enumerate(itertools.product((5, 40), (0, 20), (10, 100))):
+        settings = (
+            f"train.log_every={rows_every}",
+            f"train.watch_every={looks_every}",
+            f"train.save_every={save_every}",
+        )
+        _, one = run(tmp_path / str(i), plane, *PLANE, *settings, *cheap)
+        one["training"]["stepper"].pop("tally")
+        found.append({name: one[name] for name in ("model", "ema")} | {"moments": one["training"]["stepper"]})
+    assert [difference(found[0], other) for other in found[1:]] == [None] * 7
+
+
+def test_a_full_disk_ends_the_training_and_the_checkpoint_before_stays(tmp_path, plane, monkeypatch):
+    _, whole = run(tmp_path / "whole", plane, *PLANE)
+    write, calls = archive.write, []
+
+    def full(path, content):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path / "parts", plane, *PLANE)
+    assert content(tmp_path / "parts")["step"] == 20
+    assert json.loads((tmp_path / "parts" / "status.json").read_text())["state"] == "failed"
+    _, found = run(tmp_path / "parts", plane, *PLANE, resume="auto")
+    assert difference(whole, found) is None
