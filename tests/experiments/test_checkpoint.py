@@ -345,6 +345,9 @@ def test_harm_to_exported_weights_is_found(tmp_path):
         description.write_text(wrong)
         with pytest.raises(CheckpointError):
             checkpoint.load(weights, CPU)
+    description.write_text(text, "utf-32")
+    with pytest.raises(CheckpointError, match="not readable JSON"):
+        checkpoint.load(weights, CPU)
     description.unlink()
     with pytest.raises(CheckpointError, match=r"there is no .*config\.json"):
         checkpoint.load(weights, CPU)
