@@ -326,6 +326,12 @@ def test_absurd_sizes_are_refused_at_once(file, place, change):
     refused(file, "its model can't be built")
 
 
+def test_numbers_that_no_size_can_be_are_refused_before_they_are_used():
+    for place, name, key in (("sde", "LearnedSchedule", "hidden"), ("net", "MLP", "classes")):
+        with pytest.raises(build.ConfigError, match=f"{place}.{key}: expected at most 16,777,216, found 1000000000"):
+            components.construct({"name": name, "parameters": {key: 10**9}}, place)
+
+
 def test_deep_json_is_refused(file, sound):
     for name in ("components", "config", "convention", "provenance"):
         for text in ("[" * 10**6, '{"a":' * 10**6, "[" * 900 + "]" * 900, '{"sde":' * 900 + "1" + "}" * 900):
