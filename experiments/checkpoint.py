@@ -56,10 +56,9 @@ def save(
     weights, ema: state dicts. training: dicts, lists and tuples of tensors and plain values. Raises ``TypeError`` for
     anything else in it, ``ConfigError`` for components that can't be stored, ``OSError`` where the disk is full.
     """
-    stored = {place: components.describe(config[place], place) for place in components.PLACES}
     content = {
         "schema": SCHEMA,
-        "components": json.dumps(stored | {"label": config.label}),
+        "components": json.dumps(components.describe_model(config)),
         "config": json.dumps(resolved(config), default=str),
         "convention": json.dumps(convention),
         "provenance": json.dumps(_provenance()),

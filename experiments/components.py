@@ -57,6 +57,11 @@ _TARGETS = {
 }
 
 
+def describe_model(config: DictConfig) -> dict[str, Any]:
+    """The components to store of a trusted configuration: its parts and its label. Raises ``ConfigError``."""
+    return {place: describe(config[place], place) for place in PLACES} | {"label": config.label}
+
+
 def describe(node: DictConfig | dict, place: str) -> dict[str, Any]:
     """The description to store of what a node of a trusted configuration builds. Raises ``ConfigError``.
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from experiments.archive import CheckpointError, require_plain
 from experiments.build import ConfigError
 from experiments.run import replacing
@@ -33,7 +35,8 @@ def _safetensors() -> ModuleType:
 
 def write(folder: Path, content: dict[str, Any]) -> Path:
     """Write the averaged weights of what ``checkpoint.read`` gave, and their description, into an existing folder."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in content["ema"].items()}
+    whole = torch.contiguous_format  # and copies, for safetensors refuses tensors that share their memory
+    weights = {name: value.detach().cpu().clone(memory_format=whole) for name, value in content["ema"].items()}
     data = _safetensors().save(weights)
     description = {name: content[name] for name in ("schema", "step", *_TABLES)}
     description["sha256"] = hashlib.sha256(data).hexdigest()

@@ -88,10 +88,10 @@ def test_every_component_is_built_again():
 def assert_rebuilt(names, convention):
     groups = zip(components.PLACES, names, strict=True)
     config = OmegaConf.create({place: OmegaConf.load(CONF / place / f"{name}.yaml") for place, name in groups})
+    config.label = "log_snr"
     train = torch.zeros(3, *convention["shape"], dtype=torch.long) if convention["levels"] else None
     model = build_model(config, convention, train)
-    stored = {place: components.describe(config[place], place) for place in components.PLACES}
-    stored = json.loads(json.dumps(stored | {"label": "log_snr"}))
+    stored = json.loads(json.dumps(components.describe_model(config)))
     again = components.build_stored(stored, convention, model.state_dict())
     assert str(again) == str(model)
     again.load_state_dict(model.state_dict())
@@ -324,6 +324,14 @@ def test_exported_weights_are_the_same_to_the_bit(tmp_path):
     assert {"components", "convention", "step", "schema", "sha256"} <= description.keys()
 
 
+def test_weights_of_any_layout_can_be_exported(tmp_path):
+    """safetensors knows neither strides nor tensors that share their memory."""
+    tied = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    content = checkpoint.read(SCHEMA1) | {"ema": {"a": tied, "b": tied, "c": tied[0].mT}}
+    found = checkpoint.read(export.write(tmp_path, content))["ema"]
+    assert all(torch.equal(found[name], value) for name, value in content["ema"].items()) and len(found) == 3
+
+
 def test_harm_to_exported_weights_is_found(tmp_path):
     weights = exported(tmp_path)
     data, description = weights.read_bytes(), tmp_path / "config.json"
@@ -337,6 +345,9 @@ def test_harm_to_exported_weights_is_found(tmp_path):
         description.write_text(wrong)
         with pytest.raises(CheckpointError):
             checkpoint.load(weights, CPU)
+    description.write_text(text, "utf-32")
+    with pytest.raises(CheckpointError, match="not readable JSON"):
+        checkpoint.load(weights, CPU)
     description.unlink()
     with pytest.raises(CheckpointError, match=r"there is no .*config\.json"):
         checkpoint.load(weights, CPU)

@@ -1,5 +1,6 @@
 """Checkpoints that someone made to do harm: nothing that a file says is imported, called, or believed."""
 
+import ast
 import hashlib
 import json
 import os
@@ -193,13 +194,20 @@ def test_a_class_of_one_s_own_needs_one_s_word(file, own_module, marker):
         refused(file, "sde: (module_of_mine.* defines no|expected a GaussianSDE)")
 
 
+def deflated(name):
+    """Of one small entry, so that the file is hardly shorter than what it unpacks to."""
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED if name.endswith("/version") else zipfile.ZIP_STORED
+    return entry
+
+
 def test_compressed_entries_are_refused(file, sound):
     """Else a file of kilobytes could unpack to gigabytes."""
     bomb = with_entries(
         sound, lambda name, entry: (name, bytes(10**7) if name.endswith("/0") else entry), zipfile.ZIP_DEFLATED
     )
     assert len(bomb) < 100_000
-    for data in (bomb, with_entries(sound, lambda *entry: entry, zipfile.ZIP_DEFLATED)):
+    for data in (bomb, with_entries(sound, lambda name, entry: (deflated(name), entry))):
         file.write_bytes(data)
         refused(file, "entries are compressed")
 
@@ -318,6 +326,12 @@ def test_absurd_sizes_are_refused_at_once(file, place, change):
     refused(file, "its model can't be built")
 
 
+def test_numbers_that_no_size_can_be_are_refused_before_they_are_used():
+    for place, name, key in (("sde", "LearnedSchedule", "hidden"), ("net", "MLP", "classes")):
+        with pytest.raises(build.ConfigError, match=f"{place}.{key}: expected at most 16,777,216, found 1000000000"):
+            components.construct({"name": name, "parameters": {key: 10**9}}, place)
+
+
 def test_deep_json_is_refused(file, sound):
     for name in ("components", "config", "convention", "provenance"):
         for text in ("[" * 10**6, '{"a":' * 10**6, "[" * 900 + "]" * 900, '{"sde":' * 900 + "1" + "}" * 900):
@@ -367,6 +381,29 @@ def test_texts_of_a_file_do_not_act_on_a_terminal(file, tmp_path):
     with_json(file, "config", lambda c: c | {"seed": "\x1b[2J\nstep  99", "train": {"steps": "\x07"}})
     text = describe(file, checkpoint.read(file))
     assert "seed            ?[2J?step  99" in text and "\x1b" not in text and "\x07" not in text
+
+
+def unsafe(tree):
+    """The calls in a module that would run what a file says, by their names."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, given = ast.unparse(call.func), {(word.arg, ast.unparse(word.value)) for word in call.keywords}
+        if name in ("eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "instantiate"):
+            yield name
+        if name.endswith("add_safe_globals") or ("allow_pickle", "True") in given:
+            yield name
+        if name == "torch.load" and ("weights_only", "True") not in given:
+            yield name
+
+
+def test_no_module_runs_what_a_file_says():
+    root, found = Path(__file__).parents[2], {}
+    for room in ("sde", "models", "solvers", "experiments"):
+        for module in sorted((root / room).rglob("*.py")):
+            if names := list(unsafe(ast.parse(module.read_text()))):
+                found[module.name] = names
+    assert found == {"build.py": ["instantiate"]}  # of configurations that a person gives
+    wrong = "eval(x); torch.load(f); torch.load(f, weights_only=False); np.load(f, allow_pickle=True); pickle.load(f)"
+    assert len(list(unsafe(ast.parse(wrong)))) == 5
 
 
 def mutations(folder, count, seed):
