@@ -51,7 +51,7 @@ class LossScale:
             self.streak.mul_(~grow)
 
     def excuses(self) -> Tensor | None:
-        """Whether a bad step is not one of the training's, (): a scale that is above 1 may be too large. None: never."""
+        """Whether a bad step is none of the training's, (): a scale above 1 may be too large. None: never."""
         return self.value > 1 if self.adapts else None
 
     def diverged(self) -> bool:
