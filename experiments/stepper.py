@@ -50,9 +50,9 @@ class LossScale:
             self.value.mul_(0.5 + 0.5 * good + grow * good)
             self.streak.mul_(~grow)
 
-    def excuses(self) -> Tensor:
-        """Whether a bad step is not one of the training's, (): a scale that is above 1 may be too large."""
-        return self.value > 1 if self.adapts else torch.zeros_like(self.value, dtype=torch.bool)
+    def excuses(self) -> Tensor | None:
+        """Whether a bad step is none of the training's, (): a scale above 1 may be too large. None: never."""
+        return self.value > 1 if self.adapts else None
 
     def diverged(self) -> bool:
         """Whether steps are left out for another reason than the scale: it never was too large, or is not any more."""

@@ -89,8 +89,8 @@ class Tally:
     def _add_bad(self, bad: Tensor, sound: Tensor, log_snr: Tensor) -> None:
         """Whether a step is a bad one, and of which samples the loss is finite."""
         # The least is kept as the largest of -log-SNR, so that -inf stands for none of both.
-        ends = torch.stack([torch.where(sound, -math.inf, sign * log_snr).amax() for sign in (-1, 1)])
-        self._levels.copy_(torch.where(bad & self._first.isinf(), ends.to(self._levels), self._levels))
+        ends = torch.where(sound, -math.inf, torch.stack((-log_snr, log_snr))).amax(1)
+        self._levels.copy_(torch.where(bad & (self._first == math.inf), ends, self._levels))
         torch.minimum(self._first, torch.where(bad, self._steps, math.inf), out=self._first)
         self._present.add_(1).mul_(bad)
         torch.maximum(self._run, self._present, out=self._run)

@@ -46,6 +46,9 @@ VDM = ("tests/models/test_vdm.py", "-k", "definition or interior_follows or ends
 UNET = ("tests/models/test_unet.py",)
 DIT = ("tests/models/test_dit.py", "-k", "not likelihood")
 LABEL = ("tests/models/test_label.py", "-k", "not learns_with")
+PAIR = ("tests/experiments/test_processes.py",)
+DRAW = ("tests/experiments/test_draw.py",)
+STATE = ("tests/experiments/test_stepper_state.py",)
 STEP = ("tests/experiments/test_stepper.py", "-k", "not compiled")
 AVERAGE = ("tests/experiments/test_average.py",)
 WEIGHTED = ("tests/models/test_weighting.py",)
@@ -251,9 +254,79 @@ MUTANTS = [
     Mutant(
         "norm of scaled gradients",
         "experiments/stepper.py",
-        "get_total_norm(gradients) / self.scale.value",
-        "get_total_norm(gradients)",
+        "get_total_norm(gradients)) / self.scale.value",
+        "get_total_norm(gradients))",
         STEP,
+    ),
+    Mutant(
+        "times taught by the losses of one process",
+        "models/weighted_objective.py",
+        "*gathered(generator, t, loss.detach())",
+        "t, loss.detach()",
+        PAIR,
+    ),
+    Mutant(
+        "levels taught by the losses of one process",
+        "models/chain_objectives.py",
+        "*gathered(generator, k, term.detach())",
+        "k, term.detach()",
+        PAIR,
+    ),
+    Mutant(
+        "a loss of one process",
+        "experiments/stepper.py",
+        "self.processes.mean(value.mean())",
+        "value.mean()",
+        PAIR,
+    ),
+    Mutant(
+        "bins of one process",
+        "experiments/tally.py",
+        "self.processes.sum(self._bins)",
+        "self._bins",
+        PAIR,
+    ),
+    Mutant(
+        "weights of the average kept for the next step",
+        "experiments/parallel.py",
+        "mesh=mesh, reshard_after_forward=True",
+        "mesh=mesh",
+        PAIR,
+    ),
+    Mutant(
+        "samples in the order of the processes",
+        "experiments/draw.py",
+        "hands[i % len(hands)][i // len(hands)]",
+        "[one for hand in hands for one in hand][i]",
+        PAIR,
+    ),
+    Mutant(
+        "a batch divided once for all its parts",
+        "models/share.py",
+        "(self.parts, self.count, -1)).select(axis + 1",
+        "(self.count, self.parts, -1)).select(axis",
+        PAIR,
+    ),
+    Mutant(
+        "every batch from the first sample on",
+        "experiments/draw.py",
+        "first=start, progress",
+        "first=0, progress",
+        DRAW,
+    ),
+    Mutant(
+        "a run of bad steps forgotten when read",
+        "experiments/tally.py",
+        "        self._present.copy_(present)",
+        "        pass",
+        STATE,
+    ),
+    Mutant(
+        "moments that are not taken up again",
+        "experiments/stepper.py",
+        "            place(given[name], value)",
+        "            place(given[name] if not name.startswith('moments') else value, value)",
+        STATE,
     ),
     Mutant(
         "parts that add up",
@@ -300,7 +373,7 @@ MUTANTS = [
     Mutant(
         "an average that stays in the model",
         "experiments/average.py",
-        "                value.data = own[name]",
+        "                _exchanged(live[name], before)",
         "                pass",
         AVERAGE,
     ),
@@ -419,8 +492,8 @@ MUTANTS = [
     Mutant(
         "adaptive losses taught without a gradient",
         "models/weighted_objective.py",
-        "if loss.requires_grad:",
-        "if True:",
+        "if self.times.learns and loss.requires_grad:",
+        "if self.times.learns:",
         TIMES,
     ),
     Mutant(

@@ -27,7 +27,7 @@ SOLVERS = [
     PredictorCorrector(EulerMaruyama(steps=4), Langevin(snr=0.16)),
     ProbabilityFlow(steps=4, method="rk4"),
     ProbabilityFlow(rtol=1e-8, atol=1e-8),
-    AdaptiveSDE(rtol=0.05),
+    AdaptiveSDE(rtol=0.5, atol=0.5),
 ]
 
 
