@@ -18,7 +18,6 @@ Schema 1, without a digest and with ``_target_`` in place of names, is read as w
 import json
 import math
 import re
-from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -33,7 +32,7 @@ from experiments.archive import CheckpointError
 from experiments.dequantization import Uniform
 from models import ScoreNetwork
 
-__all__ = ["SCHEMA", "CheckpointError", "find", "load", "read", "save"]
+__all__ = ["SCHEMA", "CheckpointError", "about", "find", "load", "read", "save"]
 SCHEMA = 2
 _JSON = ("components", "config", "convention", "provenance")
 _PARTS = ("schema", *_JSON, "step", "model", "ema", "training")
@@ -42,35 +41,34 @@ _LARGEST_SIZE, _MOST_VALUES = 1 << 24, 1 << 28  # of one sample
 _ENVIRONMENT = re.compile(r"oc\s*\.\s*(env|decode)")
 
 
+def about(config: DictConfig, convention: dict[str, Any]) -> dict[str, str]:
+    """What a checkpoint says of its model besides weights, as JSON: once for all checkpoints of a training.
+
+    Raises ``ConfigError`` for components that can't be stored.
+    """
+    return {
+        "components": json.dumps(components.describe_model(config)),
+        "config": json.dumps(resolved(config), default=str),
+        "convention": json.dumps(convention),
+        "provenance": json.dumps(run.provenance()),
+    }
+
+
 def save(
     path: Path,
+    about: dict[str, str],
+    step: int,
     weights: dict[str, Tensor],
     ema: dict[str, Tensor],
-    config: DictConfig,
-    convention: dict[str, Any],
-    step: int,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint; a crash at any moment leaves either the old file or the new one.
 
     weights, ema: state dicts. training: dicts, lists and tuples of tensors and plain values. Raises ``TypeError`` for
-    anything else in it, ``ConfigError`` for components that can't be stored, ``OSError`` where the disk is full.
+    anything else in it, ``OSError`` where the disk is full.
     """
-    content = {
-        "schema": SCHEMA,
-        "components": json.dumps(components.describe_model(config)),
-        "config": json.dumps(resolved(config), default=str),
-        "convention": json.dumps(convention),
-        "provenance": json.dumps(_provenance()),
-        "step": step,
-        "model": weights,
-        "ema": ema,
-        "training": training,
-    }
+    content = {"schema": SCHEMA, **about, "step": step, "model": weights, "ema": ema, "training": training}
     archive.write(path, content)
-
-
-_provenance = cache(run.provenance)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments import comparison, pictures, report, training, verification
+from experiments import checkpoint, comparison, pictures, report, training, verification
 from experiments.build import ConfigError, build
 from experiments.draw import draw
 from experiments.likelihood_tasks import check_likelihood, evaluate_likelihood
@@ -94,6 +94,7 @@ def check_training(session: Session) -> None:
     training.check(session.config.train, session.device, session.problem.data.shape, model.sde.learned)
     training.build_objective(session.config, model)
     build_logger(session.config)
+    checkpoint.about(session.config, session.problem.convention())
     Watch(session.config, session.problem, session.device, session.run.folder).check(model)
     session.diagnose(model.sde)
 

@@ -133,6 +133,7 @@ class _Loop:
         self.state = State(self.stepper, problem.data.train, self.group)
         held_out = torch.Generator().manual_seed(config.seed)
         self.validation = problem.x(problem.data.validation[:512], held_out).to(device)
+        self.about = checkpoint.about(config, problem.convention())
         self.kept = Kept(Path(self.group.broadcast(str(run.folder))))
         self.watch = Watch(config, problem, device, run.folder)
         self.saved, self.resumed = None, None
@@ -275,7 +276,7 @@ class _Loop:
         keep = regular and self._due("keep_every")
         self.records.flush()
         if self.group.is_first:
-            content = *weights, self.config, self.problem.convention(), self.step, state
+            content = self.about, self.step, *weights, state
             file = self.kept.save(lambda path: checkpoint.save(path, *content), self.step, best, keep)
             on_the_way = regular and self.step < self.settings.steps
             log.log(logging.DEBUG if on_the_way else logging.INFO, "step %d is saved in %s", self.step, file)

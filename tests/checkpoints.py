@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import zipfile
-from functools import cache
 
 import torch
 from configurations import configuration
@@ -17,12 +16,9 @@ SMALL = ("net=mlp", "net.width=4", "net.depth=1", "net.embedding=4", "data=mixtu
 CPU = torch.device("cpu")
 
 
-_configuration = cache(configuration)  # to compose it takes longer than all else here
-
-
 def save(file, *overrides, **more):
     """A checkpoint of random weights, with the state of an optimizer; returns its model."""
-    config, convention = _configuration(*SMALL, *overrides), Problem.of(mixture2d(10, 10, 10)).convention()
+    config, convention = configuration(*SMALL, *overrides), Problem.of(mixture2d(10, 10, 10)).convention()
     model = build_model(config, convention)
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(3, 2), torch.tensor(0.3)).eps.square().sum().backward()
@@ -35,9 +31,8 @@ def save(file, *overrides, **more):
         "at": (1, 2),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(
-        file, model.state_dict(), ema, config, convention, **({"step": 7, "training": training | {"at": (1, 2)}} | more)
-    )
+    about = checkpoint.about(config, convention)
+    checkpoint.save(file, about, **({"step": 7, "training": training} | more), weights=model.state_dict(), ema=ema)
     return model
 
 

@@ -132,7 +132,7 @@ def test_the_label_is_a_key_of_the_configuration():
 def test_a_checkpoint_keeps_its_label_and_one_without_has_the_first(tmp_path):
     config, file = configuration(*SMALL, "label=time"), tmp_path / "last.pt"
     model = build_model(config, CONVENTION)
-    checkpoint.save(file, model.state_dict(), model.state_dict(), config, CONVENTION, step=1)
+    checkpoint.save(file, checkpoint.about(config, CONVENTION), 1, *[model.state_dict()] * 2)
     assert checkpoint.load(str(file), torch.device("cpu"))[0].label is LABELS["time"]
     stored = {place: OmegaConf.to_container(config[place]) for place in ("sde", "net", "parametrization")}
     content = torch.load(file, weights_only=True) | {"schema": 1, "config": json.dumps(stored)}
