@@ -49,7 +49,7 @@ def test_what_is_in_a_checkpoint_is_said(folder, tmp_path, capsys):
     assert lines["resume"].startswith("possible, from optimizer, random, losses, at (")
     assert "steps=" in lines["training"] and "DenoisingScoreMatching" in lines["objective"]
     assert f"torch={torch.__version__}" in lines["versions"] and "commit" in lines
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"report.txt", "status.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "report.txt", "status.json"}
 
 
 def test_the_first_schema_and_exported_weights_are_said_to_be_so(tmp_path):

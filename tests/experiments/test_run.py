@@ -65,16 +65,21 @@ def test_a_run_that_was_killed_leaves_nothing_to_clear_away(tmp_path, owner, cap
 def test_a_child_does_not_keep_the_folder(tmp_path):
     """As the workers that prepare batches, which may outlive a killed training for some seconds."""
     run = Run(tmp_path, "train")
+    read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(write, b".")
         time.sleep(20)
         os._exit(0)
+    os.read(read, 1)
     run.end("failed")
     try:
         assert unfinished(tmp_path)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        for end in (read, write):
+            os.close(end)
 
 
 def test_a_damaged_status_is_no_obstacle(tmp_path):
