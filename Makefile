@@ -7,7 +7,7 @@ PARALLEL := -n auto --maxprocesses 4
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint
+.PHONY: help demo test test-all fault-test lint
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: $(STAMP)  ## the default tests (under 6 minutes on 2 cores)
 
 test-all: $(STAMP)  ## every test, the slow ones too
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m "slow or not slow"
+
+fault-test: $(STAMP)  ## a training killed 30 times at random moments, against an undisturbed one (minutes)
+	@PYTHONPATH=. $(BIN)/python tests/fault_run.py
 
 lint: $(STAMP)  ## ruff: rules and formatting
 	@$(BIN)/ruff check .
