@@ -5,12 +5,13 @@ the command line itself, so that a configuration file from elsewhere can't call 
 """
 
 import inspect
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -24,7 +25,42 @@ _PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 
 
 class ConfigError(ValueError):
-    """A configuration that can't be built: says which key, what was expected, what was found."""
+    """A configuration that can't be built: says which key, what was expected, what was found; or several of these."""
+
+    def __init__(self, *problems: str):
+        several = "".join(f"\n  {problem}" for problem in problems)
+        super().__init__(problems[0] if len(problems) == 1 else f"{len(problems)} settings can't work:{several}")
+        self.problems = problems
+
+
+def require_all(checks: Iterable[Callable[[], Any]]) -> None:
+    """Make every check, and raise one ``ConfigError`` with what is wrong in any of them."""
+    found: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            found += getattr(error, "problems", [str(error)])
+    if found:
+        raise ConfigError(*dict.fromkeys(found))
+
+
+class Limit(NamedTuple):
+    """What a setting must be: a test of its value, and the words for it."""
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+POSITIVE = Limit(lambda value: 0 < value < math.inf, "be positive and finite")
+NOT_NEGATIVE = Limit(lambda value: 0 <= value < math.inf, "be at least 0 and finite")
+
+
+def require_limits(where: str, settings: Mapping[str, Any], limits: Mapping[str, Limit]) -> None:
+    """Raise ``ConfigError`` with all settings that don't keep to their limits; ``where``: how their keys begin."""
+    wrong = {name: limit.words for name, limit in limits.items() if not limit.fits(settings[name])}
+    if wrong:
+        raise ConfigError(*(f"{where}{name} must {words}, found {settings[name]!r}" for name, words in wrong.items()))
 
 
 def trust(plugins: Iterable[str], command_line: Iterable[str]) -> None:

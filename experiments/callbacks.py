@@ -17,6 +17,7 @@ class RefuseTakenFolders(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """A single run; with resume=auto it may go on where an unfinished one ended."""
         folder = Path(config.hydra.run.dir)
+        _check(config)
         _try_to_write(folder, "hydra.run.dir")
         if config.get("resume") != "auto" or not unfinished(folder):
             _refuse(folder, "status.json", "a run", "hydra.run.dir")
@@ -26,6 +27,15 @@ class RefuseTakenFolders(Callback):
         folder = Path(config.hydra.sweep.dir)
         _try_to_write(folder, "hydra.sweep.dir")
         _refuse(folder, "multirun.yaml", "a sweep", "hydra.sweep.dir")
+
+
+def _check(config: DictConfig) -> None:
+    from experiments.preflight import preflight  # the first of what is heavy; whatever shows help needs none of it
+
+    try:
+        preflight(config, sys.argv[1:])
+    except ValueError as error:
+        _leave(str(error))
 
 
 def _refuse(folder: Path, mark: str, what: str, key: str) -> None:
@@ -46,4 +56,4 @@ def _try_to_write(folder: Path, key: str) -> None:
 def _leave(words: str) -> None:
     # Hydra turns an exception of a callback into a warning; leaving the program it can't.
     print(f"error: {words}", file=sys.stderr)
-    sys.exit(2)
+    raise SystemExit(2)

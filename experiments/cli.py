@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from contextlib import redirect_stdout
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import hydra
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # as soon as another job shares the processor. On an idle machine it costs about 5 %.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+_begun: list[bool] = []  # whether a job has begun
+
 log, failure = logging.getLogger(__name__), logging.getLogger("experiments.failure")
 schema.register()
 
@@ -39,7 +42,37 @@ def main() -> None:
             return _give_up(error)
         if not first:
             return _beside()
-    _hydra_main()
+    try:
+        _hydra_main()
+    except SystemExit as end:
+        if end.code == 1 and not _begun:  # Hydra refused the command line
+            suggest(sys.argv[1:])
+            end.code = 2
+        raise
+
+
+def suggest(overrides: list[str]) -> None:
+    """Say what keys there are that are like a misspelt one."""
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    groups = [one for one in overrides if "." not in one.partition("=")[0] and not one.startswith(("+", "~", "-"))]
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            known = _keys(OmegaConf.to_container(compose("config", overrides=groups)))
+    except HydraException:  # a choice that there is not: Hydra has listed the others
+        return
+    for key in (one.partition("=")[0] for one in overrides if not one.startswith(("+", "~", "-", "hydra."))):
+        near = get_close_matches(key, known, n=2, cutoff=0.75) if key not in known else []
+        if near:
+            print(f"{key}: do you mean {' or '.join(near)}?", file=sys.stderr)
+
+
+def _keys(tree: dict, above: str = "") -> list[str]:
+    """The dotted names of nested settings, those of groups too."""
+    inner = [key for name, value in tree.items() if isinstance(value, dict) for key in _keys(value, f"{above}{name}.")]
+    return [f"{above}{name}" for name in tree] + inner
 
 
 def _beside() -> None:
@@ -55,6 +88,7 @@ def _hydra_main(config: DictConfig) -> None:
     from experiments.run import Run, RunFolderTaken
     from experiments.signals import handled
 
+    _begun.append(True)
     hydra_config = HydraConfig.get()
     try:
         run = Run(hydra_config.runtime.output_dir, hydra_config.runtime.choices.task, config.resume == "auto")

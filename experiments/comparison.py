@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.build import ConfigError, build
+from experiments.build import POSITIVE, ConfigError, Limit, build, require_limits
 from experiments.draw import draw
 from experiments.metrics import Floor, noise_floor, sliced_w2
 from experiments.problem import Problem
@@ -43,16 +43,20 @@ class Comparison:
     chosen: str
 
 
+def build_solver(config: DictConfig, name: str) -> Solver:
+    """The solver of a name in ``compare.names``."""
+    known = config.compare.solvers
+    if name not in known:
+        raise ConfigError(
+            f"compare.names: no solver {name!r}; choose from {', '.join(known)}, or add a file solver/{name}.yaml "
+            f"of your own by +solver@compare.solvers.{name}={name}"
+        )
+    return build(known[name], where=f"compare.solvers.{name}")
+
+
 def build_solvers(config: DictConfig) -> dict[str, Solver]:
     """The solvers that ``compare.names`` lists, by name, and ``solver=``: by that of its class where it is another."""
-    known = config.compare.solvers
-    for name in config.compare.names:
-        if name not in known:
-            raise ConfigError(
-                f"compare.names: no solver {name!r}; choose from {', '.join(known)}, or add a file solver/{name}.yaml "
-                f"of your own by +solver@compare.solvers.{name}={name}"
-            )
-    solvers = {name: build(known[name], where=f"compare.solvers.{name}") for name in config.compare.names}
+    solvers = {name: build_solver(config, name) for name in config.compare.names}
     chosen = build(config.solver, where="solver")
     if chosen not in solvers.values():
         own = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(chosen).__name__).lower()
@@ -63,17 +67,17 @@ def build_solvers(config: DictConfig) -> dict[str, Solver]:
     return solvers
 
 
+_LIMITS = {
+    "samples": Limit(lambda value: value >= 2, "be at least 2"),
+    "seeds": POSITIVE,
+    "batch_size": Limit(lambda value: value is None or value > 0, "be a positive number of samples, or null"),
+    "budgets": Limit(lambda value: len(value) and min(value) > 0, "be positive numbers of network calls"),
+}
+
+
 def check(settings: DictConfig) -> None:
     """Refuse comparison settings that can't work."""
-    if settings.samples < 2 or settings.seeds < 1:
-        found = f"samples={settings.samples}, seeds={settings.seeds}"
-        raise ConfigError(f"compare needs samples >= 2 and seeds >= 1, found {found}")
-    if settings.batch_size is not None and settings.batch_size < 1:
-        raise ConfigError(
-            f"compare.batch_size must be a positive number of samples or null, found {settings.batch_size}"
-        )
-    if not settings.budgets or min(settings.budgets) < 1:
-        raise ConfigError(f"compare.budgets must be positive numbers of network calls, found {list(settings.budgets)}")
+    require_limits("compare.", settings, _LIMITS)
 
 
 def budgeted(solvers: dict[str, Solver], budgets: list[int]) -> Iterator[tuple[str, Solver]]:

@@ -3,6 +3,7 @@
 import csv
 import io
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from experiments import checkpoint, figures, likelihood_figures, pictures, repor
 from experiments.audit import Audit, audit, starting_at
 from experiments.baselines import all_baselines
 from experiments.bounds import Bounds, bounds_table
-from experiments.build import ConfigError, build
+from experiments.build import NOT_NEGATIVE, POSITIVE, ConfigError, Limit, build, require_all, require_limits
 from experiments.data import Data
 from experiments.dequantization import Dequantizer
 from experiments.dequantizers import check_convention, of_convention
@@ -77,17 +78,26 @@ def interpolate(config: DictConfig, run: Run) -> None:
     session.close()
 
 
+_LIMITS = {
+    "split": Limit(lambda value: value in SPLITS, f"be one of {', '.join(SPLITS)}"),
+    "batch_size": POSITIVE,
+    "ode_subset": NOT_NEGATIVE,
+    "samples": Limit(lambda value: value is None or value >= 2, "be at least 2, or null for all"),
+}
+
+
 def check_settings(settings: DictConfig) -> None:
-    """Refuse settings of a likelihood that can't work."""
-    if settings.split not in SPLITS:
-        raise ConfigError(f"likelihood.split must be one of {', '.join(SPLITS)}, found {settings.split!r}")
-    if settings.batch_size < 1 or settings.ode_subset < 0 or (settings.samples is not None and settings.samples < 2):
-        found = f"batch_size={settings.batch_size}, samples={settings.samples}, ode_subset={settings.ode_subset}"
-        expected = "batch_size >= 1, ode_subset >= 0, and samples >= 2 or null for all"
-        raise ConfigError(f"likelihood needs {expected}; found {found}")
-    build_chain(settings)
-    if not isinstance(build(settings.divergence, where="likelihood.divergence"), Divergence):
+    """Refuse settings of a likelihood that can't work: raises one ``ConfigError`` for all of them."""
+    parts = (partial(build_chain, settings), partial(build_divergence, settings), partial(build_flow, settings))
+    require_all((partial(require_limits, "likelihood.", settings, _LIMITS), *parts))
+
+
+def build_divergence(settings: DictConfig) -> Divergence:
+    """The estimate of the divergence."""
+    found = build(settings.divergence, where="likelihood.divergence")
+    if not isinstance(found, Divergence):
         raise ConfigError(f"likelihood.divergence must be a Divergence, found {settings.divergence._target_}")
+    return found
 
 
 def build_chain(settings: DictConfig) -> GaussianChain | None:
@@ -129,7 +139,7 @@ def estimator_of(session: Session, sde: GaussianSDE) -> Estimator:
     settings = session.config.likelihood
     names = (*_ODE, "draws", "importance", "endpoint_correction")
     options: dict[str, Any] = {name: settings[name] for name in names}
-    options["divergence"] = build(settings.divergence, where="likelihood.divergence")
+    options["divergence"] = build_divergence(settings)
     if settings.prior is not None:
         x = _as_x(session, session.problem.data.train)
         options["prior"] = build(settings.prior, where="likelihood.prior")(x, sde)
@@ -324,7 +334,7 @@ def _report_ways(session: Session, model: ScoreModel, ways: Tensor, rmse: float)
     lines.append(f"  encoded and decoded again, the ends are off by {rmse:.2g} (root mean square, in units of x)")
     if config.interpolate.log_prob:
         options = {name: config.likelihood[name] for name in _ODE}
-        divergence = build(config.likelihood.divergence, where="likelihood.divergence")
+        divergence = build_divergence(config.likelihood)
         log_prob = log_likelihood(model, ways.flatten(0, 1), divergence, **options).log_prob
         found["log_prob"] = log_prob.unflatten(0, ways.shape[:2]).mean(1).tolist()
         lines.append(f"  mean log p(x) along the ways, nats: {', '.join(f'{v:.1f}' for v in found['log_prob'])}")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from experiments.build import ConfigError
+from experiments.build import POSITIVE, ConfigError, Limit, require_all, require_limits
 from experiments.parallel import WAYS
 from experiments.processes import current
 
@@ -22,6 +22,14 @@ PRECISIONS = {
     "float32": Precision(torch.float32),
     "bfloat16": Precision(torch.bfloat16),
     "float16": Precision(torch.float16, 2.0**16),
+}
+
+
+_LIMITS = {
+    **dict.fromkeys(("batch_size", "clip", "accumulate"), POSITIVE),
+    "ema": Limit(lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    "precision": Limit(lambda value: value in PRECISIONS, f"be one of {', '.join(PRECISIONS)}"),
+    "distributed": Limit(lambda value: value in WAYS, f"be one of {', '.join(WAYS)}"),
 }
 
 
@@ -52,24 +60,23 @@ class StepSettings:
     distributed: str = "ddp"
 
     def __post_init__(self):
-        for name in ("batch_size", "clip", "accumulate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"train.{name} must be positive, found {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"train.ema must lie in [0, 1), found {self.ema}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"train.precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")
-        if self.distributed not in WAYS:
-            raise ConfigError(f"train.distributed must be one of {', '.join(WAYS)}, found {self.distributed!r}")
+        require_all((self._require_limits, self._require_fit))
+
+    def _require_limits(self) -> None:
+        require_limits("train.", vars(self), _LIMITS)
+
+    def _require_fit(self) -> None:
+        """Settings that don't go together."""
+        wrong = []
         if self.distributed == "fsdp" and not self.fused:
-            raise ConfigError(
-                "train.distributed=fsdp needs train.fused=true, which divides the parts of gradients in place"
-            )
-        if self.batch_size % self.accumulate:
+            wrong.append("train.distributed=fsdp needs train.fused=true, which divides the parts of gradients in place")
+        if self.accumulate > 0 and self.batch_size % self.accumulate:
             found = f"found batch_size={self.batch_size}, accumulate={self.accumulate}"
-            raise ConfigError(f"train.accumulate must divide train.batch_size, {found}")
+            wrong.append(f"train.accumulate must divide train.batch_size, {found}")
         if self.cuda_graphs and not self.fused:
-            raise ConfigError("train.cuda_graphs needs train.fused=true: without it the host takes part in every step")
+            wrong.append("train.cuda_graphs needs train.fused=true: without it the host takes part in every step")
+        if wrong:
+            raise ConfigError(*wrong)
 
     @classmethod
     def of(cls, settings: DictConfig) -> "StepSettings":

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments import checkpoint, processes, signals
-from experiments.build import ConfigError, build
+from experiments.build import NOT_NEGATIVE, POSITIVE, ConfigError, Limit, build, require_all, require_limits
 from experiments.nan_report import TrainingDiverged, nan_report
 from experiments.order import batches
 from experiments.parallel import in_parts
@@ -45,18 +46,22 @@ class OutOfMemory(RuntimeError):
     """A step of the training needs more memory than there is."""
 
 
+_LIMITS = {
+    **dict.fromkeys(("steps", "learning_rate", "log_every", "save_every", "max_bad_steps"), POSITIVE),
+    **dict.fromkeys(("warmup", "workers", "keep_every", "watch_every", "watch_examples"), NOT_NEGATIVE),
+    "early_stop": Limit(lambda value: value is None or value > 0, "be at least 1, or null for none"),
+    "data_on_device": Limit(lambda value: value in ("auto", True, False), "be auto, true or false"),
+}
+
+
+def check_settings(settings: DictConfig) -> None:
+    """Refuse training settings that can't work anywhere: raises one ``ConfigError`` for all of them."""
+    require_all((partial(require_limits, "train.", settings, _LIMITS), partial(StepSettings.of, settings)))
+
+
 def check(settings: DictConfig, device: torch.device, shape: tuple[int, ...], learned: bool = False) -> None:
     """Refuse training settings that can't work: on this device, for samples of this shape, for such a schedule."""
-    for name in ("steps", "learning_rate", "log_every", "save_every", "max_bad_steps"):
-        if not settings[name] > 0:
-            raise ConfigError(f"train.{name} must be positive, found {settings[name]}")
-    for name in ("warmup", "workers", "keep_every", "watch_every"):
-        if settings[name] < 0:
-            raise ConfigError(f"train.{name} must be at least 0, found {settings[name]}")
-    if settings.early_stop is not None and settings.early_stop < 1:
-        raise ConfigError(f"train.early_stop must be at least 1, or null for none, found {settings.early_stop}")
-    if settings.data_on_device not in ("auto", True, False):
-        raise ConfigError(f"train.data_on_device must be auto, true or false, found {settings.data_on_device!r}")
+    check_settings(settings)
     StepSettings.of(settings).require(device, shape, learned)
 
 

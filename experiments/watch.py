@@ -66,9 +66,6 @@ class Watch:
 
     def __init__(self, config: DictConfig, problem: Problem, device: torch.device, folder: Path):
         self.config, self.problem, self.device, self.folder = _cheaper(config), problem, device, folder
-        for name in ("watch_every", "watch_examples"):
-            if not config.train[name] >= 0:
-                raise ConfigError(f"train.{name} must be at least 0, found {config.train[name]}")
         self.every, examples = config.train.watch_every, config.train.watch_examples
         self._held_out = problem.data.validation[:examples]
         self._draw = _drawing(problem)

@@ -6,12 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from configurations import configuration
+from configurations import before_a_run, configuration
 from omegaconf import OmegaConf
 
 from experiments import estimator, likelihood_tasks, training
 from experiments.build import ConfigError
-from experiments.callbacks import RefuseTakenFolders
 from experiments.data import DataError, digits, mixture2d
 from experiments.estimator import PARTS
 from experiments.problem import Problem
@@ -117,20 +116,15 @@ def test_other_settings_or_another_checkpoint_do_not_go_on(tmp_path, of_digits, 
 
 
 def test_only_an_unfinished_run_lets_the_command_line_into_its_folder(tmp_path, capsys):
-    def start(resume):
-        RefuseTakenFolders().on_run_start(
-            OmegaConf.create({"resume": resume, "hydra": {"run": {"dir": str(tmp_path)}}})
-        )
-
     opened = Run(tmp_path, "likelihood")
     opened.path("likelihood", "partial.npz").write_bytes(b"")
     opened.end("interrupted")
-    start("auto")
+    before_a_run(tmp_path, "auto")
     with pytest.raises(SystemExit):
-        start(None)
+        before_a_run(tmp_path)
     Run(tmp_path, "likelihood", resume=True).end("done")
     with pytest.raises(SystemExit):
-        start("auto")
+        before_a_run(tmp_path, "auto")
     assert "already holds a run" in capsys.readouterr().err
 
 
@@ -226,8 +220,8 @@ def test_ways_between_examples(tmp_path, of_digits, of_plane):
     ("task", "overrides", "words"),
     [
         ("likelihood", ["likelihood.split=tests"], "likelihood.split must be one of train, validation, test"),
-        ("likelihood", ["likelihood.samples=1"], "samples >= 2 or null"),
-        ("likelihood", ["likelihood.ode_subset=-1"], "ode_subset >= 0"),
+        ("likelihood", ["likelihood.samples=1"], "samples must be at least 2, or null"),
+        ("likelihood", ["likelihood.ode_subset=-1"], "ode_subset must be at least 0"),
         ("likelihood", ["likelihood=exact", "likelihood.divergence._target_=solvers.DDIM"], "must be a Divergence"),
         ("likelihood", ["likelihood.draws=0"], "likelihood: draws must be a positive integer"),
         ("likelihood", ["likelihood.draws=2"], "continuous data have no dequantization"),

@@ -8,9 +8,8 @@ import sys
 import time
 
 import pytest
-from omegaconf import OmegaConf
+from configurations import before_a_run
 
-from experiments.callbacks import RefuseTakenFolders
 from experiments.run import Metrics, Run, RunFolderTaken, unfinished
 
 HOLD = """
@@ -20,11 +19,6 @@ Run(sys.argv[1], "train")
 print("held", flush=True)
 time.sleep(60)
 """
-
-
-def start(folder, resume=None):
-    """What happens before Hydra writes anything."""
-    RefuseTakenFolders().on_run_start(OmegaConf.create({"resume": resume, "hydra": {"run": {"dir": str(folder)}}}))
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def test_a_second_run_is_refused_at_once_and_told_who_is_there(tmp_path, owner, 
             Run(tmp_path, "train", resume)
     for resume in (None, "auto"):
         with pytest.raises(SystemExit) as caught:
-            start(tmp_path, resume)
+            before_a_run(tmp_path, resume)
         assert caught.value.code == 2
     assert (tmp_path / "status.json").read_bytes() == before and not unfinished(tmp_path)
 
@@ -55,7 +49,7 @@ def test_a_run_that_was_killed_leaves_nothing_to_clear_away(tmp_path, owner, cap
     assert unfinished(tmp_path)
     with pytest.raises(RunFolderTaken, match="already holds a run"):
         Run(tmp_path, "train")
-    start(tmp_path, "auto")
+    before_a_run(tmp_path, "auto")
     run = Run(tmp_path, "train", resume=True)
     assert f"process {owner.pid}" in caplog.text and "died without an end" in caplog.text
     assert json.loads((tmp_path / "status.before.json").read_text())["pid"] == owner.pid
@@ -98,7 +92,7 @@ def test_where_nothing_can_be_written_the_program_ends_before_it_begins(tmp_path
     folders += [] if os.geteuid() == 0 else [closed]  # root may write anywhere
     for folder in folders:
         with pytest.raises(SystemExit) as caught:
-            start(folder)
+            before_a_run(folder)
         assert caught.value.code == 2
         assert f"error: hydra.run.dir={folder}: nothing can be written there (" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine" and sorted(closed.iterdir()) == []
@@ -106,7 +100,7 @@ def test_where_nothing_can_be_written_the_program_ends_before_it_begins(tmp_path
 
 @pytest.mark.parametrize("name", ["with a space", "größe", "日本", b"\xff\xfe".decode(errors="surrogateescape")])
 def test_any_name_of_a_folder_will_do(tmp_path, name):
-    start(tmp_path / name)
+    before_a_run(tmp_path / name)
     run = Run(tmp_path / name, "train")
     run.note(folder="here")
     run.end("done")
