@@ -1,5 +1,6 @@
 """The command line, as a newcomer meets it."""
 
+import csv
 import gzip
 import json
 import os
@@ -122,7 +123,7 @@ def test_the_mixture_in_short(tmp_path):
         (["task=likelihood"], "checkpoint="),
         pytest.param(["likelihood.splt=train"], "splt", marks=pytest.mark.slow),
         pytest.param(["task=ood", "checkpoint=x"], "data@ood.against=digits_inverted", marks=pytest.mark.slow),
-        pytest.param(["task=train", "resume=auto"], "it is for task=likelihood", marks=pytest.mark.slow),
+        pytest.param(["task=sample", "resume=auto"], "it is for task=train, all or likelihood", marks=pytest.mark.slow),
         pytest.param(["task=sample", "checkpoint=/nowhere/last.pt"], "there is no file", marks=pytest.mark.slow),
         pytest.param(["data=mnist"], "data.path=FOLDER is needed", marks=pytest.mark.slow),
         pytest.param(["device=cuda:99"], "device=cuda:99", marks=pytest.mark.slow),
@@ -162,15 +163,18 @@ def test_a_failing_job_does_not_stop_a_sweep(tmp_path):
     assert code == 2 and "already holds a sweep" in err
 
 
-def test_an_interrupt_keeps_the_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_an_interrupt_keeps_the_weights(tmp_path, number, code):
     process = start("task=train", "train.steps=100000", "net.channels=8", f"hydra.run.dir={tmp_path}", env=os.environ)
     deadline = time.time() + 120
     while time.time() < deadline and not (tmp_path / "metrics.csv").is_file():
         time.sleep(0.1)
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
     assert (tmp_path / "checkpoints" / "last.pt").is_file() and "Traceback" not in err
 
@@ -191,3 +195,84 @@ def test_an_interrupted_evaluation_says_how_to_go_on_and_does(tmp_path):
     code, out, err = score_sde(*given, "resume=auto", f"hydra.run.dir={cut}")
     assert code == 0 and "Likelihood of 60 examples" in out, err
     assert not partial.exists() and json.loads((cut / "status.json").read_text())["state"] == "done"
+
+
+PAIR = ["data=mixture2d", "net=mlp", "net.width=16", "net.depth=1", "parametrization=v", "train.batch_size=32"]
+SHORT = ["train.steps=40", "train.log_every=5", "train.save_every=10"]
+
+
+def torchrun(*arguments: str, **more):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "experiments", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def columns(path, *names):
+    with path.open(newline="") as file:
+        return [[float(row[name]) for name in names] for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_are_one_run(tmp_path, way):
+    """One folder, the loss curve of one process, and a checkpoint that another number of them goes on from."""
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    assert score_sde("task=train", *PAIR, *SHORT, f"hydra.run.dir={alone}")[0] == 0
+    process = torchrun("task=train", *PAIR, *SHORT, f"train.distributed={way}", f"hydra.run.dir={pair}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.count("All results") == 1, err
+    names = ("step", "loss", "validation_loss", "gradient_norm")
+    expected, found = (columns(folder / "metrics.csv", *names) for folder in (alone, pair))
+    assert len(found) == 8
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+    code, _, err = score_sde("task=train", *PAIR, *SHORT, "train.steps=50", "resume=auto", f"hydra.run.dir={pair}")
+    assert code == 0 and "going on in 1 processes, not 2" in (pair / "run.log").read_text(), err
+    process = torchrun(
+        "task=train", *PAIR, *SHORT, "train.steps=60", f"resume={pair}", f"hydra.run.dir={tmp_path / 'c'}"
+    )
+    assert process.communicate(timeout=120) and process.returncode == 0
+    assert [row[0] for row in columns(tmp_path / "c" / "metrics.csv", "step")] == list(range(5, 61, 5))
+
+
+@pytest.mark.slow
+def test_two_processes_sample_and_evaluate_as_one(tmp_path):
+    assert score_sde("task=train", *PAIR, *SHORT, f"hydra.run.dir={tmp_path / 'trained'}")[0] == 0
+    given = [
+        f"checkpoint={tmp_path / 'trained'}",
+        "data=mixture2d",
+        "likelihood=exact",
+        "solver=ddim",
+        "solver.steps=5",
+    ]
+    given += ["likelihood.samples=70", "likelihood.batch_size=16", "compare.samples=70", "compare.batch_size=16"]
+    for task, file in (("sample", "samples/samples.npy"), ("likelihood", "likelihood/examples.csv")):
+        one, two = (tmp_path / f"{task}{i}" for i in (1, 2))
+        assert score_sde(f"task={task}", *given, f"hydra.run.dir={one}")[0] == 0
+        process = torchrun(f"task={task}", *given, f"hydra.run.dir={two}")
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and (two / file).read_bytes() == (one / file).read_bytes(), err
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_ends_all_processes_after_the_same_step(tmp_path):
+    process = torchrun("task=train", *PAIR, "train.steps=100000", f"hydra.run.dir={tmp_path}")
+    deadline = time.time() + 120
+    while time.time() < deadline and not (tmp_path / "checkpoints" / "last.pt").is_file():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted", err
+    steps = columns(tmp_path / "metrics.csv", "step")[-1][0] + 50
+    code, _, err = score_sde(
+        "task=train", *PAIR, f"train.steps={steps:.0f}", "resume=auto", f"hydra.run.dir={tmp_path}"
+    )
+    assert code == 0, err
+
+
+@pytest.mark.slow
+def test_of_two_runs_that_begin_in_one_folder_at_once_one_goes_on(tmp_path):
+    runs = [start("task=train", *PAIR, *SHORT, f"hydra.run.dir={tmp_path}") for _ in range(2)]
+    ends = [(*process.communicate(timeout=120), process.returncode) for process in runs]
+    assert sorted(end[2] for end in ends) == [0, 2]
+    assert any("is being written by another run (process" in end[1] or "already holds a run" in end[1] for end in ends)
+    assert len(columns(tmp_path / "metrics.csv", "step")) == 8
