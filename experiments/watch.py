@@ -60,8 +60,6 @@ class Watch:
     Parameters
     ----------
     config: of the run; ``solver``, ``likelihood`` and ``seed`` say how. folder: of the run, for ``samples/step_*.png``.
-
-    Raises ``ConfigError`` for numbers below 0.
     """
 
     def __init__(self, config: DictConfig, problem: Problem, device: torch.device, folder: Path):

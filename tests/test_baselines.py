@@ -30,6 +30,7 @@ def entropy(*probabilities):
     return -sum(p * math.log2(p) for p in probabilities)
 
 
+@pytest.mark.slow
 def test_digits_baselines_are_the_documented_ones():
     found = all_baselines(digits(), Uniform(17))
     bits = {name: baseline.bits_per_dim for name, baseline in found.items()}

@@ -96,6 +96,7 @@ def test_the_baselines_of_the_demo_and_the_tasks_on_its_checkpoint(tmp_path):
         assert code == 0, err
 
 
+@pytest.mark.slow
 def test_the_mixture_in_short(tmp_path):
     code, out, err = score_sde("experiment=mixture2d", *QUICK, f"hydra.run.dir={tmp_path}")
     assert code == 0, err
@@ -114,20 +115,21 @@ def test_the_mixture_in_short(tmp_path):
         (["train.stepz=3"], "stepz"),
         pytest.param(["train.steps=abc"], "could not be converted to Integer", marks=pytest.mark.slow),
         (["sde=vpp"], "vpp"),
-        (["+sde.beta_mn=1"], "sde.beta_mn: sde.VP has no such parameter"),
+        pytest.param(["+sde.beta_mn=1"], "sde.beta_mn: sde.VP has no such parameter", marks=pytest.mark.slow),
         pytest.param(
             ["experiment=sliced_score_matching", "data=mixture2d", "net=mlp"], "; ~net.fourier", marks=pytest.mark.slow
         ),
         pytest.param(["sde.beta_min=abc"], "sde.beta_min: expected float, found 'abc'", marks=pytest.mark.slow),
         pytest.param(["train.learning_rate=-1"], "train.learning_rate must be positive", marks=pytest.mark.slow),
-        (["task=likelihood"], "checkpoint="),
+        (["task=likelihood", "train.ema=1"], "train.ema must lie in [0, 1)"),
+        pytest.param(["task=likelihood"], "checkpoint=", marks=pytest.mark.slow),
         pytest.param(["likelihood.splt=train"], "splt", marks=pytest.mark.slow),
         pytest.param(["task=ood", "checkpoint=x"], "data@ood.against=digits_inverted", marks=pytest.mark.slow),
         pytest.param(["task=sample", "resume=auto"], "it is for task=train, all or likelihood", marks=pytest.mark.slow),
         pytest.param(["task=sample", "checkpoint=/nowhere/last.pt"], "there is no file", marks=pytest.mark.slow),
         pytest.param(["data=mnist"], "data.path=FOLDER is needed", marks=pytest.mark.slow),
         pytest.param(["device=cuda:99"], "device=cuda:99", marks=pytest.mark.slow),
-        (["data=mixture2d", "net=mlp"], "data of known levels"),
+        pytest.param(["data=mixture2d", "net=mlp"], "data of known levels", marks=pytest.mark.slow),
         pytest.param(
             ["net.multipliers=[1,2,2,2,2]", "net.attention=[false,false,false,false,false]"],
             "divisible by 16",
@@ -142,6 +144,7 @@ def test_a_mistake_gets_one_clear_message(tmp_path, arguments, words):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_truncated_idx_file_is_named(tmp_path):
     with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
         file.write(bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (10, 28, 28)) + bytes(100))

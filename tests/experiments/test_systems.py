@@ -56,7 +56,10 @@ def test_every_system_is_tried():
     assert names == {"cifar10", "digits", "mixture2d", "mnist", *SYSTEMS}
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+QUICK = ("ddpm", "ncsn", "score_sde_ve", "vdm", "edm")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SYSTEMS])
 def test_a_system_trains_samples_and_reports_its_own_number(tmp_path, name):
     overrides, sampler, calls = SYSTEMS[name]
     tasks.everything(configuration(f"experiment={name}", *SHORT, *overrides), Run(tmp_path, "all"))

@@ -506,6 +506,7 @@ def test_the_table_of_a_process_that_ships(tmp_path):
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_process_of_one_s_own_that_is_broken(folder):
     own = ("--config-dir", "mine", "task=verify", "sde=broken", "hydra.run.dir=run")
     code, out, err = score_sde(*own, "plugins=[own_processes]")

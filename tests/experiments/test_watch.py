@@ -204,9 +204,6 @@ def test_when_to_look(tmp_path, plane):
 
 
 def test_what_can_not_be_looked_at_is_refused_at_once(tmp_path, plane):
-    for numbers in ({"every": -1}, {"examples": -2}):
-        with pytest.raises(ConfigError, match=r"train\.watch_(every|examples) must be at least 0, found -"):
-            watched(tmp_path, plane, *PLANE, **numbers)
     for words, override in (
         ("needs a model that predicts it.*watch_every=0", ("solver=ddpm", "solver.variance=learned")),
         (r"likelihood\.split must be", ("likelihood.split=best",)),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import CENTRE, correlated, gaussian, marginal, mixture
+from oracles import CENTRE, correlated, gaussian, marginal, mixture, quick
 from tanh_process import Benes, exact_model
 
 import solvers.adaptive
@@ -34,7 +34,7 @@ def test_mean_and_covariance_of_a_correlated_gaussian(sde):
     assert largest_z(standardized(x, model)) < 5
 
 
-@pytest.mark.parametrize("sde", WHOLE, ids=str)
+@pytest.mark.parametrize("sde", quick(WHOLE), ids=str)
 def test_twenty_thousand_samples_of_a_mixture(sde):
     """Means, second moments and the share of a component."""
     model, n = mixture(sde), 20_000

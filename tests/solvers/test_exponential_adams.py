@@ -342,7 +342,7 @@ class Rough(ScoreModel):
         return Prediction(x0 - sigma / alpha * error, eps + error)
 
 
-@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(CORE_SDES), ids=str)
 def test_a_rough_score_gets_a_low_order_and_a_smooth_one_a_high_order(sde):
     x_T = sde.prior((64, 2)).sample(3, dtype=torch.float64)
     rough, smooth = (

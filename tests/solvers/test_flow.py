@@ -65,7 +65,7 @@ def test_b30_encoding_widens_the_data_to_the_prior_and_decoding_brings_them_back
     assert torch.allclose(flow.decode(model, latent), x, rtol=0, atol=50 * tolerance)
 
 
-@pytest.mark.parametrize("coordinates", ["angle", "time"])
+@pytest.mark.parametrize("coordinates", ["angle", pytest.param("time", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method, order", [("euler", 1), ("midpoint", 2), ("rk4", 4)])
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_b31_fixed_steps_have_their_order_in_both_directions_of_time(coordinates, method, order, direction):

@@ -46,6 +46,15 @@ def name(case):
     return f"{type(sampler).__name__}({', '.join(own)})"
 
 
+def some(samplers):
+    """For ``parametrize``: those with as much noise as the process has, and without any; the others are slow."""
+    usual = [getattr(sampler, "stochasticity", None) in (0.0, 1.0) for sampler in samplers]
+    return [
+        s if quick_one else pytest.param(s, marks=pytest.mark.slow)
+        for s, quick_one in zip(samplers, usual, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("sde", quick(SDES), ids=str)
 @pytest.mark.parametrize("case", EXACT, ids=name)
 def test_every_coefficient_is_that_of_the_recursion(monkeypatch, sde, case):
@@ -66,7 +75,7 @@ def error(monkeypatch, sampler, sde, v=0.1):
 
 
 @pytest.mark.parametrize("sde", quick(SOME_SDES, VP), ids=str)
-@pytest.mark.parametrize("sampler", [case[0] for case in EXACT], ids=name)
+@pytest.mark.parametrize("sampler", some([case[0] for case in EXACT]), ids=name)
 def test_weak_order(monkeypatch, sde, sampler):
     """The error of the variance, less that of its limit, falls by 2^order; no amount of noise moves the limit."""
     sampler = replace(sampler, grid="log_snr")
@@ -276,7 +285,7 @@ def scores(x, model):
 
 
 @pytest.mark.parametrize("sde", quick([VP(), VE()]), ids=str)
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=name)
+@pytest.mark.parametrize("sampler", some(SAMPLERS), ids=name)
 def test_twenty_thousand_samples_of_a_mixture(sde, sampler):
     model = mixture(sde)
     z = scores(sampler(model, shape=(20_000, 2), seed=11, dtype=torch.float64).x, model)
@@ -292,7 +301,7 @@ def ring(sde):
     return GaussianMixture(torch.ones(8), means, std.square()[:, None, None] * torch.eye(2), sde)
 
 
-@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(CORE_SDES), ids=str)
 def test_twenty_and_fifty_calls_for_eight_components_on_a_circle(sde):
     """Sliced W2 of 10,000 samples from as many data, between which it is 0.015 to 0.037; and width of components."""
     model = ring(sde)
