@@ -43,6 +43,7 @@ def test_digits_baselines_are_the_documented_ones():
     assert all("300 test images" in baseline.protocol for name, baseline in found.items() if name != "uniform")
 
 
+@pytest.mark.slow
 def test_density_baselines_do_not_depend_on_the_scaling():
     data = digits()
     for baseline in (full_covariance_gaussian, gaussian_mixture):

@@ -104,7 +104,7 @@ def test_the_objective_over_all_levels_is_minus_the_bound(monkeypatch, sde, chai
     assert found.nfe == chain.steps
 
 
-@pytest.mark.parametrize("aware", [False, True])
+@pytest.mark.parametrize("aware", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_objective_at_random_levels_has_the_mean_of_the_bound(aware):
     """Over 4000 batches of one sample's copies, to 5 standard errors; also where levels are drawn by their losses."""
     model, chain = network(VP()), DDPMChain(linear_betas(25))

@@ -125,7 +125,7 @@ def name(case):
     return str(case[0]) if isinstance(case, tuple) else str(case)
 
 
-@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+@pytest.mark.parametrize("sde", quick(PROCESSES, VP, VE, RectifiedFlow), ids=str)
 @pytest.mark.parametrize("case", MATRIX, ids=name)
 def test_every_sampler_is_its_recursion_under_every_process(monkeypatch, sde, case):
     """With each corrector and each way to end; over the processes each of them meets all widths of the data."""

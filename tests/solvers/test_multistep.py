@@ -94,7 +94,7 @@ def test_decoding_inverts_encoding_to_the_order(sampler):
     assert error(100) / error(200) > 0.8 * 2**p
 
 
-@pytest.mark.parametrize("sde", quick([*SDES, ENDED]), ids=str)
+@pytest.mark.parametrize("sde", quick([*SDES, ENDED], RectifiedFlow), ids=str)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_b34_any_number_of_steps_is_finite_and_each_level_is_used_once(sde, grid):
     for sampler, steps in itertools.product(SAMPLERS, (1, 2, 3, 4, 5, 7, 10, 50)):

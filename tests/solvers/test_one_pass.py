@@ -112,7 +112,7 @@ def test_the_latent_of_a_gaussian_is_as_good_as_the_path_and_the_density_much_be
     assert (found.log_prob - exact).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("sde", [VP(), VE()], ids=str)
+@pytest.mark.parametrize("sde", quick([VP(), VE()]), ids=str)
 def test_a_learned_score_has_the_density_of_its_flow(sde):
     """Not that of the line: the defect's term takes the path's error to second order, and the line has no path."""
     model = Perturbed(mixture(sde))

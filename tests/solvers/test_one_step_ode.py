@@ -81,7 +81,7 @@ def test_decoding_inverts_encoding_to_the_order(sampler):
     assert error(n) / error(2 * n) > 0.8 * 2**sampler.order
 
 
-@pytest.mark.parametrize("sde", quick([*SDES, ENDED]), ids=str)
+@pytest.mark.parametrize("sde", quick([*SDES, ENDED], RectifiedFlow), ids=str)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_b34_any_number_of_steps_is_finite_and_the_last_level_is_reached_once(sde, grid):
     for sampler, steps in itertools.product([*SAMPLERS, Heun(churn=5.0)], (1, 2, 3, 4, 5, 7, 10, 50)):

@@ -12,7 +12,7 @@ from solvers import EndpointWarning, Hutchinson, ProbabilityFlow, log_likelihood
 from solvers.endpoint import endpoint_bias
 
 
-@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(CORE_SDES), ids=str)
 def test_sampled_densities_are_those_of_the_way_back(sde):
     model = mixture(sde)
     out = sample(model, (16, 2), seed=3, return_log_prob=True, rtol=1e-8, atol=1e-8, dtype=torch.float64)

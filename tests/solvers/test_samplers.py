@@ -112,7 +112,7 @@ def test_mean_and_covariance_of_a_correlated_gaussian(monkeypatch, sde, sampler)
     assert (root @ (2 * fine[1] - coarse[1]) @ root.T - torch.eye(2)).abs().max() < 0.01
 
 
-@pytest.mark.parametrize("sde", CORE_SDES, ids=str)
+@pytest.mark.parametrize("sde", quick(CORE_SDES), ids=str)
 @pytest.mark.parametrize("sampler", AFFINE, ids=str)
 def test_all_parametrizations_of_one_model_sample_alike(monkeypatch, sde, sampler):
     sampler, exact = with_steps(sampler, 15), correlated(sde)
