@@ -38,7 +38,7 @@ from recursions import (
 import solvers
 from models import ScoreNetwork
 from models.parametrization import ROWS as PARAMETRIZATIONS
-from sde import DDPMChain, NCSNLevels, RectifiedFlow, geometric_sigmas, linear_betas
+from sde import VE, VP, DDPMChain, NCSNLevels, RectifiedFlow, geometric_sigmas, linear_betas
 from solvers import (
     DDIM,
     DDPM,
