@@ -48,19 +48,28 @@ def finish(process: subprocess.Popen) -> None:
         raise SystemExit(f"exit code {process.returncode}\n{err}")
 
 
-def kill(folder: Path, wait: float) -> str:
-    """One process, killed ``wait`` seconds after it made its first step; says what it was at."""
-    before, process = steps_done(folder), start(folder, "resume=auto")
-    while process.poll() is None and steps_done(folder) == before and random.random() > 0.002:
-        time.sleep(0.01)  # now and then it is killed while it still starts
-    time.sleep(wait)
+def kill(folder: Path) -> str:
+    """One process, killed while it starts, or up to 1.5 s after its first checkpoint; says what it was at."""
+    last = folder / "checkpoints" / "last.pt"
+    before, process = written(last), start(folder, "resume=auto")
+    if random.random() < 0.25:
+        time.sleep(random.uniform(0, 4))
+    else:
+        while process.poll() is None and written(last) == before:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 1.5))
     if process.poll() is not None:
         raise SystemExit(f"the training ended before it was killed ({process.returncode}): {process.stderr.read()}")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    if list((folder / "checkpoints").glob("*.tmp")):
+    if list(last.parent.glob("*.tmp")):
         return "saving"
-    return "training" if steps_done(folder) > before else "starting"
+    return "starting" if written(last) == before else "training"
+
+
+def written(file: Path) -> int:
+    """When a file was written, in nanoseconds; 0 for none."""
+    return file.stat().st_mtime_ns if file.is_file() else 0
 
 
 def different(one, two, where: str = "") -> list[str]:
@@ -99,7 +108,7 @@ def main() -> None:
         print(f"undisturbed: {steps_done(whole)} steps in {time.time() - began:.0f} s")
         at, lost = Counter(), []
         for i in range(options.kills):
-            at[what := kill(parts, random.uniform(0, 0.6))] += 1
+            at[what := kill(parts)] += 1
             file = parts / "checkpoints" / "last.pt"
             saved = checkpoint.read(file)["step"] if file.is_file() else 0
             lost.append(steps_done(parts) - saved)
