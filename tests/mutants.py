@@ -54,6 +54,19 @@ AVERAGE = ("tests/experiments/test_average.py",)
 WEIGHTED = ("tests/models/test_weighting.py",)
 TIMES = ("tests/models/test_time_sampling.py",)
 IMPLICIT = ("tests/models/test_implicit.py",)
+ORDER = ("tests/experiments/test_order.py", "-k", "not workers")
+RESUME = (
+    "tests/experiments/test_resume.py",
+    "-k",
+    "plain or another_folder or which_checkpoints or damaged or examples",
+)
+FOLDER = ("tests/experiments/test_run.py",)
+SIGNALS = ("tests/experiments/test_signals.py",)
+TRAINING = ("tests/experiments/test_training.py", "-k", "finite or sound")
+PLAIN = ("tests/experiments/test_resume.py", "-k", "twice and plain or looked_at")
+EARLY = ("tests/experiments/test_resume.py", "-k", "stops_early or which_checkpoints")
+PREFLIGHT = ("tests/experiments/test_preflight.py",)
+BUILD = ("tests/experiments/test_build.py", "-k", "refused")
 AUDIT = ("tests/experiments/test_audit.py", "-k", "equal_draws or in_parts or own_probes or automatic_end_costs")
 
 
@@ -1463,6 +1476,195 @@ MUTANTS = [
         "first=batch_size * i, **options",
         "first=0 * i, **options",
         ("tests/test_bounds.py", "-k", "estimates_that_they_name"),
+    ),
+    Mutant(
+        "one order for all epochs",
+        "experiments/order.py",
+        "Noise(seed, epoch).words((1, n), _PERMUTATION)",
+        "Noise(seed, 0).words((1, n), _PERMUTATION)",
+        ORDER,
+    ),
+    Mutant(
+        "an order that is none",
+        "experiments/order.py",
+        "[0].argsort(stable=True)",
+        "[0] % n",
+        ORDER,
+    ),
+    Mutant(
+        "the next epoch in the order of the last",
+        "experiments/order.py",
+        "[table(self.seed, e, self.n)[number",
+        "[table(self.seed, int(number[0]) // self.n, self.n)[number",
+        ORDER,
+    ),
+    Mutant(
+        "upside down for mirrored",
+        "experiments/order.py",
+        "values.flip(-1), values",
+        "values.flip(-2), values",
+        ORDER,
+    ),
+    Mutant(
+        "coins that follow the order",
+        "experiments/order.py",
+        "Noise(seed, epoch).words((1, n), _MIRROR)[0] % 2 == 1",
+        "permutation(seed, epoch, n) % 2 == 1",
+        ORDER,
+    ),
+    Mutant(
+        "batches from the beginning after resuming",
+        "experiments/order.py",
+        "self.order.batch(self.first + i * self.order.batch_size)",
+        "self.order.batch(i * self.order.batch_size)",
+        ORDER,
+    ),
+    Mutant(
+        "random numbers that begin anew",
+        "experiments/training_state.py",
+        "restore_random_states(states[self.group.rank])",
+        "None",
+        PLAIN,
+    ),
+    Mutant(
+        "the state of the step left behind",
+        "experiments/training_state.py",
+        'self.stepper.load(step, content["ema"])',
+        "None",
+        PLAIN,
+    ),
+    Mutant(
+        "weights left behind",
+        "experiments/training_state.py",
+        'self.stepper.load_weights(content["model"])',
+        "None",
+        PLAIN,
+    ),
+    Mutant(
+        "any examples will do",
+        "experiments/training_state.py",
+        'content["training"]["examples"] != fingerprint(examples)',
+        "False",
+        RESUME,
+    ),
+    Mutant(
+        "a fingerprint of the number alone",
+        "experiments/training_state.py",
+        "found.update(some.contiguous().numpy().tobytes())",
+        'found.update(b"")',
+        RESUME,
+    ),
+    Mutant(
+        "the last is the best",
+        "experiments/training_state.py",
+        "better = self.validation_loss < self.best",
+        "better = True",
+        EARLY,
+    ),
+    Mutant(
+        "no checkpoint before the last",
+        "experiments/retention.py",
+        "self._link(last, PREVIOUS)",
+        "None",
+        RESUME,
+    ),
+    Mutant(
+        "a damaged checkpoint is the end",
+        "experiments/retention.py",
+        'log.warning("passing over a checkpoint: %s", error)',
+        "raise",
+        RESUME,
+    ),
+    Mutant(
+        "the best of another run left there",
+        "experiments/retention.py",
+        "if file.parent != self.folder and best.is_file():",
+        "if False:",
+        ("tests/experiments/test_resume.py", "-k", "best_of_another"),
+    ),
+    Mutant(
+        "no lock",
+        "experiments/run.py",
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "None",
+        FOLDER,
+    ),
+    Mutant(
+        "a child keeps the folder",
+        "experiments/run.py",
+        "os.register_at_fork(after_in_child=self._lock.close)",
+        "None",
+        FOLDER,
+    ),
+    Mutant(
+        "rows beyond the checkpoint stay",
+        "experiments/run.py",
+        'if int(row["step"]) <= step]',
+        "if True]",
+        FOLDER,
+    ),
+    Mutant(
+        "an impatient signal is put off too",
+        "experiments/signals.py",
+        "if _State.deferring and _State.first is None:",
+        "if _State.deferring:",
+        SIGNALS,
+    ),
+    Mutant(
+        "handlers that stay",
+        "experiments/signals.py",
+        "signal.signal(number, handler)\n",
+        "None\n",
+        SIGNALS,
+    ),
+    Mutant(
+        "an echo taken for impatience",
+        "experiments/signals.py",
+        "now - _State.first[1] > _ECHO",
+        "True",
+        SIGNALS,
+    ),
+    Mutant(
+        "a signal that is not obeyed",
+        "experiments/training.py",
+        "return signals.requested() is not None",
+        "return False",
+        PLAIN,
+    ),
+    Mutant(
+        "an interrupted step is judged",
+        "experiments/training.py",
+        "best = regular and self.progress.judge()",
+        "best = self.progress.judge()",
+        PLAIN,
+    ),
+    Mutant(
+        "one step that is not finite ends the training",
+        "experiments/training.py",
+        "if found.run >= self.settings.max_bad_steps:",
+        "if True:",
+        TRAINING,
+    ),
+    Mutant(
+        "no end of steps that are not finite",
+        "experiments/training.py",
+        "if found.run >= self.settings.max_bad_steps:",
+        "if False:",
+        TRAINING,
+    ),
+    Mutant(
+        "settings without an end",
+        "experiments/build.py",
+        "0 < value < math.inf",
+        "0 < value",
+        PREFLIGHT,
+    ),
+    Mutant(
+        "what a module imports is a part of it",
+        "experiments/build.py",
+        "if not (is_plugin(target) or _exports(module, name, part)):",
+        "if False:",
+        BUILD,
     ),
 ]
 

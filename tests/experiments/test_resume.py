@@ -393,3 +393,13 @@ def test_a_full_disk_ends_the_training_and_the_checkpoint_before_stays(tmp_path,
     assert json.loads((tmp_path / "parts" / "status.json").read_text())["state"] == "failed"
     _, found = run(tmp_path / "parts", plane, *PLANE, resume="auto")
     assert difference(whole, found) is None
+
+
+def test_the_best_of_another_run_is_taken_along(tmp_path, plane, stop, monkeypatch):
+    """It may be better than all that comes: an early stop needs its weights."""
+    stop(27)
+    run(tmp_path / "first", plane, *PLANE)
+    monkeypatch.setattr(training._Loop, "_validate", lambda self: 1e9)
+    run(tmp_path / "second", plane, *PLANE, resume=tmp_path / "first")
+    one, two = (tmp_path / name / "checkpoints" / "best.pt" for name in ("first", "second"))
+    assert checkpoint.read(two)["step"] == checkpoint.read(one)["step"] == 20
