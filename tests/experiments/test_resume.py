@@ -277,7 +277,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, plane, stop, caplog):
 def test_the_place_in_the_data_is_stored(tmp_path, plane, stop):
     stop(17)
     _, found = run(tmp_path, plane, *PLANE)
-    assert found["training"]["progress"]["samples"] == 17 * 32
+    progress = found["training"]["progress"]
+    assert progress["samples"] == 17 * 32
+    assert (progress["best_step"], progress["stale"]) == (10, 0)  # an interrupted step is not judged
     assert tuple(found["training"]["epoch_and_position"]) == Order(0, 500, 32).place(17 * 32) == (1, 44)
 
 

@@ -31,8 +31,11 @@ def test_inside_it_is_put_off_and_remembered_after(number, code):
 
 def test_the_second_one_is_obeyed_and_an_echo_of_the_first_is_not(monkeypatch):
     with handled(), deferred():
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # at once: passed on by a launcher
+        try:
+            for _ in range(2):  # at once: passed on by a launcher
+                os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted:
+            pytest.fail("an echo is no impatience")
         now = time.monotonic()
         monkeypatch.setattr(signals.time, "monotonic", lambda: now + 1)
         with pytest.raises(Interrupted) as caught:
