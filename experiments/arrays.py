@@ -16,8 +16,7 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tokenize import TokenError
 from typing import BinaryIO, NamedTuple
@@ -25,7 +24,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from experiments.dataset import LIMIT, SPLITS, Data, DataError, existing, fault, hold_out, shown, sizes
+from experiments.dataset import LIMIT, SPLITS, Data, existing, explained, fault, hold_out, shown, sizes
 from experiments.idx import DEFLATE_RATIO, read_at_most
 from experiments.levels import examples, label_tensor
 
@@ -38,6 +37,7 @@ _LONGEST_HEADER = 2**14
 _NO_RESERVE = 0x4000 if (sys.platform, platform.machine()) in (("linux", "x86_64"), ("linux", "aarch64")) else 0
 _PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | _NO_RESERVE}
 _COPY_ON_WRITE = _PRIVATE or {"access": mmap.ACCESS_COPY}
+_DAMAGED = ("file of NumPy", zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -133,7 +133,7 @@ def _labels_of(file: Path, arrays: dict[str, np.ndarray], key: str, count: int) 
 
 def _mapped(file: Path) -> np.ndarray:
     """The array of a file, as a map of it whose changes stay in memory."""
-    with _explained(file), file.open("rb") as opened:
+    with explained(file, *_DAMAGED), file.open("rb") as opened:
         header = read_header(file, opened)
         found = file.stat().st_size
         if found != header.total:
@@ -147,7 +147,7 @@ def _mapped(file: Path) -> np.ndarray:
 
 def _unzipped(file: Path) -> dict[str, np.ndarray]:
     """The arrays of an archive by their names, in memory."""
-    with _explained(file), zipfile.ZipFile(file) as archive:
+    with explained(file, *_DAMAGED), zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         _check_members(file, members)
         return {member.filename.removesuffix(".npy"): _member(file, archive, member) for member in members}
@@ -205,15 +205,3 @@ def read_header(path: Path, file: BinaryIO) -> Header:
     if any(type(size) is not int or size < 0 for size in shape):
         raise fault(path, "a shape of positive sizes", f"{shape}")
     return Header(shape, columns_first, dtype, length)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise fault(path, "a whole file of NumPy", f"a damaged one ({error})") from None
-    except OSError as error:
-        raise fault(path, "a readable file", error.strerror or str(error), "check its permissions") from None

@@ -1,7 +1,7 @@
 """CIFAR-10 (Krizhevsky, "Learning multiple layers of features from tiny images", 2009) in either official version.
 
 The binary version, cifar-10-binary.tar.gz: records of 3073 bytes, a label 0..9, then 1024 red, 1024 green and 1024
-blue values, row by row. The python version, cifar-10-python.tar.gz: the same in the streams of ``batches``. Either as
+blue values, row by row. The python version, cifar-10-python.tar.gz: the same in the streams of ``cifar_batches``. Either as
 the archive or as the folder that it unpacks to.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.batches import read_batch
-from experiments.dataset import Data, existing, fault, last
-from experiments.idx import explained, read_at_most
+from experiments.cifar_batches import read_batch
+from experiments.dataset import Data, existing, explained, fault, last
+from experiments.idx import read_at_most
 from experiments.tar import tar_members
 
 CLASSES, RECORD = 10, 1 + 3 * 32 * 32
@@ -60,7 +60,7 @@ def _of_folder(place: Path, wanted: list[str]) -> dict[str, bytes]:
 
 
 def _file(file: Path) -> bytes:
-    with explained(file), file.open("rb") as opened:
+    with explained(file, "file", EOFError), file.open("rb") as opened:
         content = bytes(read_at_most(opened, LIMIT + 1))
     if len(content) > LIMIT:
         raise fault(file, f"at most {LIMIT} bytes", "more")

@@ -13,6 +13,8 @@ examples validate.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,6 +83,19 @@ class Data:
 def fault(path: Path, expected: str, found: str, cure: str = "get the file again") -> DataError:
     """The one error about a file."""
     return DataError(f"{shown(path)}: expected {expected}, found {found}; {cure}.")
+
+
+@contextmanager
+def explained(path: Path, what: str, *damage: type[Exception]) -> Iterator[None]:
+    """A DataError in place of the system's errors, and of ``damage``: what reading no whole ``what`` raises."""
+    try:
+        yield
+    except DataError:
+        raise
+    except damage as error:
+        raise fault(path, f"a whole {what}", f"a damaged one ({error})") from None
+    except OSError as error:
+        raise fault(path, "a readable file", error.strerror or str(error), "check its permissions") from None
 
 
 def shown(path: str | Path) -> str:

@@ -9,17 +9,16 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from experiments.dataset import DataError, fault
+from experiments.dataset import DataError, explained, fault
 
-__all__ = ["DataError", "explained", "read_at_most", "read_idx"]
+__all__ = ["DataError", "read_at_most", "read_idx"]
+_DAMAGED = ("gzip file", EOFError, zlib.error, gzip.BadGzipFile)
 
 UNSIGNED_BYTE = 0x08
 LIMIT = 2**30  # bytes of one unpacked file; the largest relatives of MNIST (814,255 images) hold 0.64e9
@@ -33,7 +32,7 @@ def read_idx(path: Path, rank: int) -> Tensor:
     rank: the number of dimensions it must have (3 for images, 1 for labels).
     Returns uint8 of the shape in the header. Raises DataError for a file that is not exactly that.
     """
-    with explained(path), _open(path) as file:
+    with explained(path, *_DAMAGED), _open(path) as file:
         shape = _shape(path, file.read(4 + 4 * rank), rank)
         _check_size(path, 4 + 4 * rank, shape)
         content = read_at_most(file, math.prod(shape) + 1)
@@ -43,17 +42,6 @@ def read_idx(path: Path, rank: int) -> Tensor:
 
 def _open(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """DataError in place of the errors of gzip and of the operating system."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise fault(path, "a whole gzip file", f"a damaged one ({error})") from None
-    except OSError as error:
-        raise fault(path, "a readable file", error.strerror or str(error), "check its permissions") from None
 
 
 def _shape(path: Path, header: bytes, rank: int) -> tuple[int, ...]:

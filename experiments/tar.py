@@ -8,14 +8,14 @@ the archive (an absolute path, or one with ..), is the mark of a made-up archive
 import gzip
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from experiments.dataset import DataError, fault
+from experiments.dataset import explained, fault
 
 GZIP = b"\x1f\x8b"
+_DAMAGED = ("tar archive", tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError)
 
 
 class _Limited:
@@ -38,7 +38,7 @@ def tar_members(path: Path, wanted: Collection[str], limit: int, whole: int) -> 
     limit, whole: bytes that a member, and the unpacked archive, may have at most. Raises DataError.
     """
     found: dict[str, bytes] = {}
-    with _explained(path), _opened(path) as file, _tar(_Limited(path, file, whole)) as archive:
+    with explained(path, *_DAMAGED), _opened(path) as file, _tar(_Limited(path, file, whole)) as archive:
         for member in archive:
             name = _checked(path, member).name
             if member.isdir() or name not in wanted:
@@ -71,13 +71,3 @@ def _checked(path: Path, member: tarfile.TarInfo) -> PurePosixPath:
     if not (member.isdir() or member.isreg()) or member.issparse():
         raise fault(path, "regular files and folders", f"{member.name!a}, a link or a device")
     return name
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
-        raise fault(path, "a whole tar archive", f"a damaged one ({type(error).__name__}: {error})") from None

@@ -11,7 +11,7 @@ import torch
 from refusals import refused
 
 from experiments import cifar
-from experiments.batches import read_batch
+from experiments.cifar_batches import read_batch
 from experiments.data import DataError, cifar10
 from experiments.tar import tar_members
 

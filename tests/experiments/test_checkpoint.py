@@ -24,20 +24,6 @@ class OfAnotherKind(torch.Tensor):
     """Can't be read again without this class."""
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sound")
-    save(folder / "last.pt")
-    return (folder / "last.pt").read_bytes()
-
-
-@pytest.fixture
-def file(tmp_path, sound):
-    """A sound checkpoint of the test's own."""
-    (tmp_path / "last.pt").write_bytes(sound)
-    return tmp_path / "last.pt"
-
-
 def test_all_of_it_comes_back(tmp_path):
     file = tmp_path / "checkpoints" / "last.pt"
     model = save(file, "sde.beta_max=15.0", "label=time")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import CPU, exported, save, sealed, unsealed, with_entries, with_json, with_pickle
+from checkpoints import CPU, exported, sealed, unsealed, with_entries, with_json, with_pickle
 
 from experiments import archive, build, checkpoint, components
 from experiments.build import trust
@@ -23,20 +23,6 @@ from experiments.checkpoint_tasks import describe
 from sde import GaussianSDE
 
 SCHEMA1 = Path(__file__).parent / "checkpoints" / "schema1.pt"
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sound")
-    save(folder / "last.pt")
-    return (folder / "last.pt").read_bytes()
-
-
-@pytest.fixture
-def file(tmp_path, sound):
-    """A sound checkpoint of the test's own."""
-    (tmp_path / "last.pt").write_bytes(sound)
-    return tmp_path / "last.pt"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from configurations import configuration
 from experiments import archive, checkpoint, records, signals, tally, training
 from experiments.build import ConfigError
 from experiments.checkpoint import CheckpointError
-from experiments.data import digits, mixture2d
+from experiments.data import mixture2d
 from experiments.order import Order
 from experiments.problem import Problem
 from experiments.run import Run
@@ -25,16 +25,6 @@ CPU = torch.device("cpu")
 PLANE = ("net=mlp", "net.width=16", "net.depth=1", "net.dropout=0.1", "data=mixture2d", "parametrization=noise")
 IMAGES = ("net=unet_tiny", "net.channels=8", "net.attention=[false,false]", "net.dropout=0.1", "train.batch_size=16")
 STEPS = ("train.steps=40", "train.warmup=12", "train.log_every=5", "train.save_every=10", "train.batch_size=32")
-
-
-@pytest.fixture(scope="module")
-def plane():
-    return Problem.of(mixture2d(train=500, validation=50, test=50))
-
-
-@pytest.fixture(scope="module")
-def images():
-    return Problem.of(digits())
 
 
 @pytest.fixture

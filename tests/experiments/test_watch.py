@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from experiments import watch
 from experiments.build import ConfigError, build
-from experiments.data import Data, digits, mixture2d
+from experiments.data import Data
 from experiments.likelihood_tasks import prepared
 from experiments.problem import Problem, build_model
 from experiments.stepper import Stepper, StepSettings
@@ -24,16 +24,6 @@ CPU = torch.device("cpu")
 FEW = ("likelihood.steps=8", "solver.steps=3")
 PLANE = ("net=mlp", "net.width=16", "net.depth=1", "data=mixture2d", "parametrization=noise", "likelihood=exact", *FEW)
 IMAGES = ("net.channels=16", "net.dropout=0.3", *FEW)
-
-
-@pytest.fixture(scope="module")
-def plane():
-    return Problem.of(mixture2d(train=500, validation=50, test=50))
-
-
-@pytest.fixture(scope="module")
-def images():
-    return Problem.of(digits())
 
 
 @cache
