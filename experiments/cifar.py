@@ -1,7 +1,7 @@
 """CIFAR-10 (Krizhevsky, "Learning multiple layers of features from tiny images", 2009) in either official version.
 
-The binary version, cifar-10-binary.tar.gz: records of 3073 bytes, a label 0..9, then 1024 red, 1024 green and 1024
-blue values, row by row. The python version, cifar-10-python.tar.gz: the same in the streams of ``cifar_batches``. Either as
+The binary version, cifar-10-binary.tar.gz: records of 3073 bytes, a label 0..9, then 1024 red, 1024 green and 1024 blue
+values, row by row. The python version, cifar-10-python.tar.gz: the same in the streams of ``cifar_batches``. Either as
 the archive or as the folder that it unpacks to.
 """
 
