@@ -24,12 +24,6 @@ from solvers.base import Output
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-OUT_OF_MEMORY_IN_TRAINING = (
-    "a training step does not fit into the memory: raise train.accumulate, which gives the same gradient from smaller "
-    "parts; or use train.precision=bfloat16, or a smaller train.batch_size or network"
-)
-"""What to tell a user; nothing is changed silently, since the batch size is part of what is trained."""
-
 
 class Fitting:
     """Work on numbered samples in pieces that fit into the memory: halved where they don't, from there on for all.

@@ -105,8 +105,9 @@ class _Numbers(Sampler):
 
 
 def _leave_it_to_the_parent(_: int) -> None:
-    """A Ctrl-C goes to every process of the terminal; the training's own finishes its step, and needs its batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A signal may go to all processes of a terminal or a job; the training finishes its step, and needs its batch."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def fits(values: Tensor, device: torch.device) -> bool:

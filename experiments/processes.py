@@ -86,10 +86,6 @@ class Processes:
             raise mine[1] if failed == self.rank else found[failed][1]  # one's own knows where it came from
         return [result for result, _ in found]
 
-    def barrier(self) -> None:
-        """Wait until all processes are here."""
-        self.gather(None)
-
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, on any device, without a wait for it."""
         return self._reduced(value, dist.ReduceOp.SUM)

@@ -54,10 +54,6 @@ class LossScale:
         """Whether a bad step is none of the training's, (): a scale above 1 may be too large. None: never."""
         return self.value > 1 if self.adapts else None
 
-    def diverged(self) -> bool:
-        """Whether steps are left out for another reason than the scale: it never was too large, or is not any more."""
-        return not self.adapts or self.value.item() < 1
-
 
 class Stepper:
     """Steps of one training: ``stepper(x, rate)``. Raises ``ConfigError`` where device and settings don't go together.

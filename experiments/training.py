@@ -119,9 +119,9 @@ def explaining_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"a step of the training needs more memory than there is ({str(error).splitlines()[0]}); train.accumulate=2"
-            " (or 4, ...) makes it in parts for the same gradient, train.precision=bfloat16 halves the activations, a "
-            "smaller train.batch_size is another training; with resume=auto it goes on from its last checkpoint"
+            f"a step of the training does not fit into the memory ({str(error).splitlines()[0]}): raise "
+            "train.accumulate, which gives the same gradient from smaller parts; or use train.precision=bfloat16, or a "
+            "smaller train.batch_size or network, which is another training"
         ) from error
 
 
@@ -154,7 +154,8 @@ class _Loop:
         if file is not None:
             require_same_training(file, content, self.config, self.problem.data.train)
             self.progress = self.state.restore(content)
-            self.saved, self.resumed = self.step, {"file": str(file), "step": self.step}
+            self.resumed = {"file": str(file), "step": self.step}
+            self.saved = self.step if file.parent == self.kept.folder else None
             if self.group.is_first:
                 self.kept.adopt(file)
         source = file.parent.parent if file else self.run.folder

@@ -68,10 +68,6 @@ class Watch:
         self._held_out = problem.data.validation[:examples]
         self._draw = _drawing(problem)
 
-    def due(self, step: int) -> bool:
-        """Whether to look after ``step`` steps."""
-        return self.every > 0 and step % self.every == 0
-
     def check(self, model: ScoreNetwork) -> None:
         """Refuse, by ``ConfigError``, what could not be looked at, before any time is spent."""
         if not self.every:

@@ -210,7 +210,6 @@ def talk(own):
         "largest": own.largest(torch.tensor([float(own.rank), -float(own.rank)])).tolist(),
         "back": gathered(share, own.take(x, parts=2))[0].tolist() if own.count > 1 else x.tolist(),
         "current": processes.current() == own,
-        "barrier": own.barrier(),
         "errors": errors(own),
     }
 

@@ -152,6 +152,8 @@ def test_another_folder_can_go_on_too(tmp_path, plane, stop):
     for name, source in (("folder", tmp_path / "first"), ("file", tmp_path / "first" / "checkpoints" / "last.pt")):
         _, found = run(tmp_path / name, plane, *PLANE, resume=source)
         assert difference(whole, found) is None, name
+    _, found = run(tmp_path / "done", plane, *PLANE, resume=tmp_path / "whole")  # where there is nothing left to do
+    assert difference(whole, found) is None
     assert before == {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}
 
 
