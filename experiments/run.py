@@ -192,6 +192,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def _sync_folder(folder: Path) -> None:
     """Put the names in a folder on the disk, where the file system can: else a loss of power may undo a renaming."""
+    if os.name == "nt":  # there a folder can't be opened
+        return
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -231,18 +233,19 @@ def _owner(status: dict[str, Any]) -> str:
 def _locked(folder: Path) -> BinaryIO | None:
     """An open file that holds the lock of the folder until it is closed; None where another process holds it."""
     file = (folder / ".lock").open("ab")
-    if fcntl is None:
-        status = _read_json(folder / "status.json")
-        if status.get("state") == "running" and status["pid"] != os.getpid() and _alive(status["pid"]):
-            file.close()
-            return None
-        return file
     try:
+        if fcntl is None:
+            raise OSError(errno.ENOTSUP, "no locks")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = False
     except BlockingIOError:
+        held = True
+    except OSError:  # a system, or a file system, without locks: the process number must do
+        status = _read_json(folder / "status.json")
+        held = status.get("state") == "running" and status["pid"] != os.getpid() and _alive(status["pid"])
+    if held:
         file.close()
-        return None
-    return file
+    return None if held else file
 
 
 def _free(folder: Path) -> bool:

@@ -10,6 +10,7 @@ import time
 import pytest
 from configurations import before_a_run
 
+from experiments import run
 from experiments.run import Metrics, Run, RunFolderTaken, unfinished
 
 HOLD = """
@@ -43,6 +44,15 @@ def test_a_second_run_is_refused_at_once_and_told_who_is_there(tmp_path, owner, 
     assert (tmp_path / "status.json").read_bytes() == before and not unfinished(tmp_path)
 
 
+def test_without_locks_the_process_number_decides(tmp_path, owner, monkeypatch):
+    monkeypatch.setattr(run, "fcntl", None)
+    with pytest.raises(RunFolderTaken, match="is being written by another run"):
+        Run(tmp_path, "train", resume=True)
+    owner.kill()
+    owner.wait()
+    Run(tmp_path, "train", resume=True).end("done")
+
+
 def test_a_run_that_was_killed_leaves_nothing_to_clear_away(tmp_path, owner, caplog):
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
@@ -50,15 +60,15 @@ def test_a_run_that_was_killed_leaves_nothing_to_clear_away(tmp_path, owner, cap
     with pytest.raises(RunFolderTaken, match="already holds a run"):
         Run(tmp_path, "train")
     before_a_run(tmp_path, "auto")
-    run = Run(tmp_path, "train", resume=True)
+    again = Run(tmp_path, "train", resume=True)
     assert f"process {owner.pid}" in caplog.text and "died without an end" in caplog.text
     assert json.loads((tmp_path / "status.before.json").read_text())["pid"] == owner.pid
-    run.end("done")
+    again.end("done")
 
 
 def test_a_child_does_not_keep_the_folder(tmp_path):
     """As the workers that prepare batches, which may outlive a killed training for some seconds."""
-    run = Run(tmp_path, "train")
+    first = Run(tmp_path, "train")
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -66,7 +76,7 @@ def test_a_child_does_not_keep_the_folder(tmp_path):
         time.sleep(20)
         os._exit(0)
     os.read(read, 1)
-    run.end("failed")
+    first.end("failed")
     try:
         assert unfinished(tmp_path)
     finally:
@@ -101,9 +111,9 @@ def test_where_nothing_can_be_written_the_program_ends_before_it_begins(tmp_path
 @pytest.mark.parametrize("name", ["with a space", "größe", "日本", b"\xff\xfe".decode(errors="surrogateescape")])
 def test_any_name_of_a_folder_will_do(tmp_path, name):
     before_a_run(tmp_path / name)
-    run = Run(tmp_path / name, "train")
-    run.note(folder="here")
-    run.end("done")
+    named = Run(tmp_path / name, "train")
+    named.note(folder="here")
+    named.end("done")
     assert json.loads((tmp_path / name / "status.json").read_text())["state"] == "done"
 
 
