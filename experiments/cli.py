@@ -121,7 +121,7 @@ def _job(config: DictConfig, run: "Run") -> None:
 
 def _give_up(error: Exception) -> None:
     """In a sweep the others go on, and Hydra reports this error at the end; a single run ends here, in one line."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         log.error("job failed: %s", error)
         raise error
     if isinstance(error, ValueError):  # what the user can mend: bad settings, files, data

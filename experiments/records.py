@@ -4,12 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from experiments import tally
 from experiments.build import ConfigError, build
+from experiments.checkpoint import resolved
 from experiments.loggers import Bin, Logger
 from experiments.processes import Processes
 from experiments.run import Metrics, Run
@@ -47,8 +48,7 @@ class Records:
         self._levels = Metrics(run.path(NOISE_LEVELS), tally.COLUMNS, step, source / NOISE_LEVELS)
         self.logger, self.logger_id = build_logger(config) if group.is_first else None, None
         if self.logger:
-            plain = OmegaConf.to_container(config, resolve=True)
-            self.logger_id = self.logger.start(run.folder, plain, step or 0, logger_id)
+            self.logger_id = self.logger.start(run.folder, resolved(config), step or 0, logger_id)
         options = {"unit": "step", "dynamic_ncols": True, "disable": group.hides(None)}
         self.bar = tqdm(total=self.settings.steps, initial=step or 0, **options)
 

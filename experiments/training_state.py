@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.build import ConfigError
+from experiments.checkpoint import resolved
 from experiments.processes import Processes
 from experiments.stepper import Stepper
 
@@ -67,14 +68,15 @@ class State:
     """What a checkpoint holds beside the weights: its content, and going on from it."""
 
     def __init__(self, stepper: Stepper, examples: Tensor, group: Processes):
-        self.stepper, self.examples, self.group = stepper, examples, group
+        self.stepper, self.number, self.group = stepper, len(examples), group
+        self.examples = fingerprint(examples)
 
     def content(self, progress: Progress) -> dict[str, Any]:
         """Tensors and plain values; every process must ask."""
         return {
             "progress": asdict(progress),
-            "epoch_and_position": list(divmod(progress.samples, len(self.examples))),
-            "examples": fingerprint(self.examples),
+            "epoch_and_position": list(divmod(progress.samples, self.number)),
+            "examples": self.examples,
             "machine": machine(self.stepper.device),
             "random": self.group.gather(random_states()),
             "stepper": self.stepper.state(),
@@ -143,7 +145,7 @@ def require_same_training(file: Path, content: dict[str, Any], config: DictConfi
     """Refuse to go on from a checkpoint of another model, data or objective; warn of other settings that matter."""
     if content.get("training") is None:
         raise ConfigError(f"resume: {file} holds weights alone; give the .pt file or the folder of a training")
-    now = OmegaConf.to_container(config, resolve=True)
+    now = resolved(config)
     there, here = (flat({name: tree.get(name) for name in now}) for tree in (content["config"], now))
     other = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
     told = {name: f"{name}={here.get(name)}, there {there.get(name)}" for name in other if not name.startswith(_FREE)}

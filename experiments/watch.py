@@ -13,14 +13,12 @@ both, are logged, and that value is left out.
 
 import copy
 import logging
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -32,6 +30,7 @@ from experiments.likelihood_tasks import check_settings, prepared
 from experiments.pictures import is_image, is_plane
 from experiments.problem import Problem
 from experiments.processes import current
+from experiments.training_state import random_states, restore_random_states
 from models import ScoreNetwork
 from solvers import SamplingDiverged
 from solvers.base import Solver
@@ -83,7 +82,7 @@ class Watch:
 
     def look(self, model: ScoreNetwork, step: int) -> Look:
         """Samples and likelihood of ``model``, which holds the averaged weights; the picture is written, too."""
-        with untouched(model, self.device), warnings.catch_warnings():
+        with untouched(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the final evaluation says what is to be said
             grid = self._tried("samples", step, lambda: self._picture(model, step)) if self._draw else None
             found = self._tried("likelihood", step, lambda: self._likelihood(model)) if len(self._held_out) else None
@@ -115,20 +114,16 @@ class Watch:
 
 
 @contextmanager
-def untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+def untouched(model: torch.nn.Module) -> Iterator[None]:
     """The model in evaluation mode inside the block; afterwards each module's own mode, and all global randomness."""
-    modes = [(module, module.training) for module in model.modules()]
-    states = random.getstate(), np.random.get_state()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    modes, states = [(module, module.training) for module in model.modules()], random_states()
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        restore_random_states(states)
 
 
 def _cheaper(config: DictConfig) -> DictConfig:

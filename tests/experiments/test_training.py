@@ -7,9 +7,10 @@ import pytest
 import torch
 from configurations import configuration
 
-from experiments import checkpoint, pictures, training
+from experiments import checkpoint, cli, pictures, records, training
 from experiments.build import ConfigError
 from experiments.data import mixture2d
+from experiments.loggers import NoLogger
 from experiments.nan_report import TrainingDiverged
 from experiments.order import batches, permutation
 from experiments.problem import Problem, build_model
@@ -230,3 +231,25 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     first.end("done")
     with pytest.raises(RunFolderTaken, match="already holds a run"):
         Run(tmp_path, "train")
+
+
+def test_a_logger_is_not_told_what_the_environment_says(tmp_path, problem, monkeypatch):
+    told = {}
+
+    class Listening(NoLogger):
+        def start(self, folder, config, step=0, run_id=None):
+            told.update(config)
+
+    monkeypatch.setenv("SECRET_PLACE", "somewhere")
+    monkeypatch.setattr(records, "build_logger", lambda config: Listening())
+    trained(tmp_path, problem, "checkpoint='${oc.env:SECRET_PLACE}'")
+    assert told["checkpoint"] == "${oc.env:SECRET_PLACE}" and told["train"]["steps"] == 40
+
+
+def test_processes_that_do_not_know_where_to_meet_end_with_one_line(monkeypatch, capsys):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2 and "error: one of 2 processes, and neither MASTER_ADDR" in capsys.readouterr().err
