@@ -24,6 +24,7 @@ iteration.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ class AdaptiveSDE(Solver):
     max_steps: int = 10_000
     final: str = "sample"
     compile: bool = False
+    stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
         if not (0 < self.rtol < float("inf") and 0 < self.atol < float("inf")):

@@ -1,10 +1,8 @@
-"""What all solvers share: the call, what it returns, and the count of network calls."""
+"""What all solvers share: the call, and what it returns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -12,48 +10,34 @@ from tqdm import tqdm
 
 from sde import Density, Noise, ScoreField, ScoreModel
 from sde.base import require_count
+from solvers.calls import counting
 from solvers.compiled import Compiled
 
 
 @dataclass(frozen=True)
 class Output:
-    """``x``: samples, ``(B, ...)``. ``nfe``: calls of the model. ``trajectory``: the states at ``times``, if kept."""
+    """``x``: samples, ``(B, ...)``. ``nfe``: calls of the model. ``trajectory``: the states at ``times``, if kept.
+
+    ``backward``: passes back through the model, for its gradient with respect to x; only guided models make any.
+    """
 
     x: Tensor
     nfe: int
     trajectory: Tensor | None = None
     times: Tensor | None = None
+    backward: int = 0
 
     @classmethod
     def joined(cls, parts: "list[Output]") -> "Output":
-        """The outputs of micro-batches as one; ``nfe`` is the most for any of them."""
+        """The outputs of micro-batches as one; ``nfe`` and ``backward`` are the most for any of them."""
         x, times = torch.cat([part.x for part in parts]), parts[0].times
         trajectory = None if times is None else torch.cat([part.trajectory for part in parts], dim=1)
-        return cls(x, max(part.nfe for part in parts), trajectory, times)
+        nfe, backward = (max(getattr(part, name) for part in parts) for name in ("nfe", "backward"))
+        return cls(x, nfe, trajectory, times, backward)
 
 
 class SamplingDiverged(RuntimeError):
     """A sampler met a value that is not finite."""
-
-
-@contextmanager
-def counting(model: torch.nn.Module, bar: tqdm | None = None) -> Iterator[SimpleNamespace]:
-    """Count the forward calls of a module while the context is open: ``with counting(model) as calls: calls.n``.
-
-    A progress ``bar`` moves by one at each.
-    """
-    calls = SimpleNamespace(n=0)
-
-    def count(*_):
-        calls.n += 1
-        if bar is not None:
-            bar.update()
-
-    handle = model.register_forward_pre_hook(count)
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 class Solver(ABC):
@@ -75,6 +59,11 @@ class Solver(ABC):
     @abstractmethod
     def calls(self) -> int | None:
         """Calls of the model for a batch; None where the solver chooses its own steps."""
+
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether it adds noise on the way: without, a sample is a function of the noise that it starts from."""
 
     def __call__(
         self,
@@ -130,11 +119,11 @@ class Solver(ABC):
             leave=False,
             disable=not progress,
         )
-        with torch.no_grad(), bar, counting(model, bar) as calls:
+        with torch.no_grad(), bar, counting(model, bar, backward=True) as calls:
             for part in parts:
-                before, kept = calls.n, Trajectory(trajectory, callback)
+                before, back, kept = calls.n, calls.backward, Trajectory(trajectory, callback)
                 x = self._solve(model, part, Noise(seed, first), kept)
-                done.append(Output(x, calls.n - before, *kept.stacked()))
+                done.append(Output(x, calls.n - before, *kept.stacked(), calls.backward - back))
                 first += len(part)
         return Output.joined(done)
 

@@ -30,7 +30,8 @@ from sde.base import require_count
 from sde.bound_terms import WEIGHTS, last_divergence, reconstruction, transition_divergence, variance_terms
 from sde.discrete import LEARNED, check_variance
 from sde.levels import Levels
-from solvers.base import counting, require_variance
+from solvers.base import require_variance
+from solvers.calls import counting
 from solvers.importance import GaussianReference, referred
 
 

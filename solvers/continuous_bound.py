@@ -34,8 +34,8 @@ from torch import Tensor
 from sde import Decoder, GaussianSDE, Noise, Prediction, ScoreModel
 from sde.base import expand, last_time, require_count
 from sde.bound_terms import pair_error, prior_divergence, reconstruction
-from solvers.base import counting
 from solvers.bound import Bound
+from solvers.calls import counting
 from solvers.importance import GaussianReference, LogSNRDensity, referred, times
 
 _FLOOR = 0.1

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sde import ScoreField, ScoreModel
 from sde.base import require_count
-from solvers.base import counting
+from solvers.calls import counting
 from solvers.compiled import Compiled
 from solvers.divergence import Divergence, default_divergence
 from solvers.endpoint import check_endpoint, endpoint, endpoint_bias

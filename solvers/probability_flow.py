@@ -11,6 +11,7 @@ appendix D.5): it stays where the prior has its mass, which the straight line, s
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class ProbabilityFlow(Solver):
     steps: int | None = None
     coordinates: str = "auto"
     compile: bool = False
+    stochastic: ClassVar[bool] = False
 
     def __post_init__(self):
         check_coordinates(self.coordinates)

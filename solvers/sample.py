@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sde import ScoreField
-from solvers.base import Output, counting, starting_noise
+from solvers.base import Output, starting_noise
+from solvers.calls import counting
 from solvers.divergence import Divergence, default_divergence
 from solvers.integration import AlongODE
 from solvers.likelihood import Likelihood, LogProb, frozen

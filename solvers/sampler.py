@@ -69,11 +69,6 @@ class Sampler(Solver):
         """Calls of the model in one step."""
 
     @property
-    @abstractmethod
-    def stochastic(self) -> bool:
-        """Whether a step adds noise."""
-
-    @property
     def looks_back(self) -> bool:
         """Whether a step starts from earlier states too: then no corrector may move them in between."""
         return False

@@ -44,7 +44,7 @@ from sde.bound_terms import transition_divergence
 from sde.discrete import VARIANCES
 from sde.levels import Levels
 from solvers import DDPM, elbo
-from solvers.base import counting
+from solvers.calls import counting
 
 CHAINS = [DDPMChain(linear_betas(25)), NCSNLevels(geometric_sigmas(20.0, 0.02, 7)), DDPMChain((0.9,))]
 

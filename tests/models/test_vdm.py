@@ -24,7 +24,7 @@ from sde import (
     TimeChanged,
 )
 from solvers import continuous_elbo
-from solvers.base import counting
+from solvers.calls import counting
 
 
 def network(sde, shape=(2,), width=8):
