@@ -22,8 +22,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.jackknife import Groups
 from experiments.metrics import common_grid, directions
-from experiments.quality import Column, Groups, Metric, Recomputed
+from experiments.quality import Column, Metric, Recomputed
 
 _NUMBERS = 2**22  # of one piece of a matrix between two sets, 32 MiB
 _MEDIAN_OF = 2000  # reference examples
@@ -36,7 +37,9 @@ def pieces(n: int, m: int) -> Iterator[slice]:
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j|^2 for (N, D) and (M, D), float64: (N, M), right to some 1e-15 (|a_i|^2 + |b_j|^2)."""
+    """|a_i - b_j|^2 for (N, D) and (M, D), float64: (N, M), right to some 1e-15 (|a_i|^2 + |b_j|^2) around b's mean."""
+    centre = b.mean(dim=0)
+    a, b = a - centre, b - centre
     squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
     return torch.addmm(squares, a, b.T, alpha=-2).clamp_min_(0)
 

@@ -107,8 +107,10 @@ def _layers(dimensions: int) -> nn.Sequential:
 class Trained:
     """The last layer but one of a small network that learned the classes of the training data; (N, size).
 
-    Its training takes 5 seconds on the digits, of whose test images it then knows 97 %, and gives the same network
-    for the same seed on one machine. Parameters
+    Its training takes 6 seconds on the digits, of whose test images it then knows 96 to 97 %, and 45 on MNIST (98 %),
+    on one core; it gives the same network for the same seed on one machine.
+
+    Parameters
     ----------
     path: a file that it is read from; where there is none yet, it is written. None: trained anew in every run.
     steps: of Adam, with batches of 128. size: the number of features. seed: of the weights, the order and the noise.

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from experiments.distances import pieces, squared_distances
-from experiments.quality import Column, Groups, Metric
+from experiments.jackknife import Groups
+from experiments.quality import Column, Metric
 
 _ROUNDING = 1e-12  # of a squared distance, in squares of what the examples themselves are from the centre
 

@@ -1,13 +1,8 @@
 """Measures of sample quality, each with a standard error and with the value that perfect samples would have.
 
 A measure D(X, Y) compares samples X = (x_1 .. x_n) with real examples Y = (y_1 .. y_m), and both are chance. Its error
-comes from leaving out a tenth of either set at a time, the delete-a-group jackknife (Efron and Stein 1981; for groups
-of unequal sizes m_g, with h_g = n / m_g, Busing, Meijer and van der Leeden 1999):
-
-    D~_g = h_g D - (h_g - 1) D_(g),    J = G D - sum_g (1 - 1/h_g) D_(g),
-    variance = (1/G) sum_g (D~_g - J)^2 / (h_g - 1),
-
-where D_(g) is the measure without group g. The variance over the samples and the one over the reference set add up.
+comes from leaving out a tenth of either set at a time (``jackknife``); the variance over the samples and the one over
+the reference set add up.
 
 A few real examples are no more like the reference set than chance allows: ``floors`` says what n of them come to. Of
 the measures, those with a bias (sliced W2, Frechet, neighbours) change with n and m, and can be compared at equal n and
@@ -25,10 +20,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.build import ConfigError, build
+from experiments.jackknife import Groups, jackknife_variance
 from experiments.metrics import Floor, rows
 
 BEST = ("low", "high", "zero")
-_SEED = 20240229  # of the division into groups: any fixed one
 
 
 @dataclass(frozen=True)
@@ -62,42 +57,6 @@ class Measured:
 
         reach = float(stdtrit(self.freedom, 0.975)) * self.stderr
         return self.value - reach, self.value + reach
-
-
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """n examples divided at random into groups of equal size (or nearly): one of them is left out at a time.
-
-    label: (n,), the group of each. With one group there is nothing that could be left out.
-    """
-
-    label: Tensor
-    count: int
-
-    @classmethod
-    def of(cls, n: int, count: int) -> "Groups":
-        """The same division whenever n and count are the same; at random, as examples may come sorted by class."""
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(_SEED))
-        return cls(order % count, count)
-
-    @property
-    def left_out(self) -> range:
-        """The groups that are left out in turn."""
-        return range(self.count if self.count > 1 else 0)
-
-    @property
-    def sizes(self) -> Tensor:
-        """How many examples each group has, (count,), float64."""
-        return torch.bincount(self.label, minlength=self.count).double()
-
-    @property
-    def one_hot(self) -> Tensor:
-        """(n, count), float64."""
-        return torch.nn.functional.one_hot(self.label, self.count).double()
-
-    def subsets(self, x: Tensor) -> list[Tensor]:
-        """All of x (n, ...), and x without each group."""
-        return [x, *(x[self.label != g] for g in self.left_out)]
 
 
 class Metric(ABC):
@@ -251,15 +210,6 @@ def floors(metric: Metric, pool: Tensor, reference: Tensor, n: int, draws: int =
     Raises ValueError where the pool has fewer than n examples, and as a metric's call does.
     """
     return Yardstick(metric, reference, groups=1).floors(pool, n, draws, seed)
-
-
-def jackknife_variance(table: Tensor, groups: Groups) -> Tensor:
-    """The variance of a statistic, from its value for all and without each group, (1 + groups, columns): (columns,)."""
-    whole, without = table[0], table[1:]
-    h = (groups.sizes.sum() / groups.sizes)[:, None]
-    pseudo = h * whole - (h - 1) * without
-    centre = groups.count * whole - ((1 - 1 / h) * without).sum(dim=0)
-    return ((pseudo - centre).square() / (h - 1)).mean(dim=0)
 
 
 def build_metrics(settings: DictConfig) -> dict[str, Metric]:
