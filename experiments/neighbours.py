@@ -123,8 +123,8 @@ def _covered(nearest: Tensor, real: Balls) -> Tensor:
     count, whole = len(nearest), nearest.amin(dim=0)
     others = [torch.cat([nearest[:g], nearest[g + 1 :]]).amin(dim=0) for g in range(count if count > 1 else 0)]
     without_x = [(each <= real.radii[0]).double().mean() for each in others]
-    kept = [(whole <= radii).sum() / (radii >= 0).sum() for radii in real.radii[1:]]
-    return torch.stack([(whole <= real.radii[0]).double().mean(), *without_x, *(share.double() for share in kept)])
+    kept = [(whole <= radii)[radii >= 0].double().mean() for radii in real.radii[1:]]
+    return torch.stack([(whole <= real.radii[0]).double().mean(), *without_x, *kept])
 
 
 def _transposed(first: int, second: int) -> Tensor:

@@ -171,7 +171,8 @@ class Yardstick:
 
     def _groups(self, name: str, n: int, count: int | None = None) -> Groups:
         """The division of n examples; refuses what would leave too few for the metric."""
-        count = min(self.count if count is None else count, n)
+        wanted = self.count if count is None else count
+        count = min(wanted, max(n, 2))  # of one example, which can't be left out, one group would be none
         left = n - (-(-n // count) if count > 1 else 0)
         if left < self.metric.fewest:
             needed = self.metric.fewest + (-(-n // count) if count > 1 else 0)
