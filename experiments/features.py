@@ -65,8 +65,8 @@ def build_features(settings: DictConfig, problem: Problem) -> FeatureMap | None:
     """
     if settings.features is None:
         return None
-    node = OmegaConf.merge(settings.features, {"_partial_": True})
-    make = build(node, where="compare.features")
+    node = OmegaConf.to_container(settings.features, resolve=True)
+    make = build(node | {"_partial_": True}, where="compare.features")
     more = {"problem": problem} if "problem" in inspect.signature(make.func).parameters else {}
     try:
         network = make(**more)
@@ -84,7 +84,7 @@ class Classifier(nn.Module):
         super().__init__()
         first = _convolutions(shape) if len(shape) == 3 and min(shape[1:]) >= 4 else _layers(math.prod(shape))
         width = first(torch.zeros(1, *shape)).shape[1]
-        self.body = nn.Sequential(first, nn.Linear(width, size), nn.ReLU())
+        self.body = nn.Sequential(first, nn.Linear(width, size), nn.SiLU())  # of which none dies
         self.head = nn.Linear(size, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _layers(dimensions: int) -> nn.Sequential:
 class Trained:
     """The last layer but one of a small network that learned the classes of the training data; (N, size).
 
-    Its training takes 6 seconds on the digits, of whose test images it then knows 96 to 97 %, and 45 on MNIST (98 %),
+    Its training takes 7 seconds on the digits, of whose test images it then knows 96 to 97 %, and 50 on MNIST (98 %),
     on one core; it gives the same network for the same seed on one machine.
 
     Parameters
@@ -142,16 +142,15 @@ class Trained:
     @cached_property
     def classifier(self) -> Classifier:
         """The trained network, in evaluation mode; trained or read where it is first needed."""
-        network = self._initial()
-        if self._file and self._file.exists():
-            self._read(network)
-        else:
-            log.info(
-                "training a network for features: the %d classes of %s", len(self._classes), self.problem.data.name
-            )
-            self._train(network)
-            if self._file and current().is_first:
-                archive.write(self._file, {"about": self._about(), "weights": network.state_dict()})
+        # It may be asked for where samples are measured, without gradients.
+        with torch.inference_mode(False), torch.enable_grad():
+            network = self._initial()
+            if self._file and self._file.exists():
+                self._read(network)
+            else:
+                self._train(network)
+        if self._file and not self._file.exists() and current().is_first:
+            archive.write(self._file, {"about": self._about(), "weights": network.state_dict()})
         return network.eval()
 
     @cached_property
@@ -176,10 +175,9 @@ class Trained:
             torch.manual_seed(self.seed)
             return Classifier(self.problem.data.shape, self.size, len(self._classes))
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()  # it may be called where samples are measured, without
     def _train(self, network: Classifier) -> None:
         data, generator = self.problem.data, torch.Generator().manual_seed(self.seed)
+        log.info("training a network for features: the %d classes of %s", len(self._classes), data.name)
         target = torch.searchsorted(self._classes, data.labels["train"])
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
@@ -230,7 +228,7 @@ class Inception:
     """
 
     problem: Problem
-    weights: str
+    weights: str | None = None
     layer: str = "2048"
     device: str = "cpu"
 
@@ -240,8 +238,9 @@ class Inception:
             raise ConfigError(f"features=inception is for images of known levels, found {data.name} {data.shape}")
         if self.layer not in _LAYERS:
             raise ConfigError(f"layer must be one of {', '.join(_LAYERS)}, found {self.layer!r}")
-        if not Path(self.weights).expanduser().is_file():
-            raise ConfigError(f"weights={self.weights}: there is no such file; nothing is downloaded, give a local one")
+        if not self.weights or not Path(self.weights).expanduser().is_file():
+            cure = "give compare.features.weights=FILE; nothing is downloaded"
+            raise ConfigError(f"weights={self.weights}: there is no such file; {cure}")
         _ = self._package
 
     def __call__(self, x: Tensor) -> Tensor:
