@@ -78,7 +78,10 @@ def build_features(settings: DictConfig, problem: Problem) -> FeatureMap | None:
 
 
 class Classifier(nn.Module):
-    """From x (N, *shape) through ``body``, whose output are the features (N, size), to logits of K classes."""
+    """From x (N, *shape) through ``body`` (N, size) to logits of K classes.
+
+    ``features`` are the output of ``body`` over ``scale``, their root mean square, which is set after the training.
+    """
 
     def __init__(self, shape: tuple[int, ...], size: int, classes: int):
         super().__init__()
@@ -86,9 +89,14 @@ class Classifier(nn.Module):
         width = first(torch.zeros(1, *shape)).shape[1]
         self.body = nn.Sequential(first, nn.Linear(width, size), nn.SiLU())  # of which none dies
         self.head = nn.Linear(size, classes)
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, size)."""
+        return self.body(x) / self.scale
 
 
 def _convolutions(shape: tuple[int, ...]) -> nn.Sequential:
@@ -137,7 +145,7 @@ class Trained:
             _ = self.classifier
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.classifier.body(x.float())
+        return self.classifier.features(x.float())
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -188,6 +196,9 @@ class Trained:
             nn.functional.cross_entropy(network(x), target[index]).backward()
             optimizer.step()
             schedule.step()
+        with torch.no_grad():
+            some = self.problem.x(data.train[: 4 * _BATCH], generator).float()
+            network.scale.copy_(network.body(some).square().mean().sqrt().clamp_min(1e-12))
 
     def _about(self) -> dict[str, Any]:
         """What the network is of: one that differs in any of this is another one."""

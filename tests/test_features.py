@@ -39,6 +39,7 @@ def test_a_trained_network_knows_the_digits(trained, images):
     assert trained.accuracy >= 0.95
     z = FeatureMap(trained)(images.x(images.data.test, torch.Generator().manual_seed(1)))
     assert z.shape == (300, 64) and z.isfinite().all() and not z.requires_grad
+    assert 0.9 < z.square().mean().sqrt() < 1.1
 
 
 @pytest.mark.slow
