@@ -18,7 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 OWN = ("sde", "models", "solvers", "experiments")
-_PARTS = ("data", "dequantizers", "loggers", "problem", "tasks", "likelihood_tasks", "checkpoint_tasks")
+_TASKS = ("tasks", "likelihood_tasks", "checkpoint_tasks")
+_PARTS = ("data", "dequantizers", "distances", "features", "loggers", "neighbours", "problem", *_TASKS)
 ALLOWED = ("sde.", "models.", "solvers.", *(f"experiments.{module}." for module in _PARTS))
 _trusted: tuple[str, ...] = ()
 _PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}

@@ -26,10 +26,10 @@ def sliced_w2(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> fl
     |v|/sqrt(D). Exact for N != M too, on the common grid of both quantile functions. One `seed` gives the same
     directions on every call. Raises ValueError for different shapes, empty sets and numbers that are not finite.
     """
-    a, b = _rows("a", a), _rows("b", b)
+    a, b = rows("a", a), rows("b", b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a, b: expected as many dimensions in both, found {a.shape[1]} and {b.shape[1]}.")
-    theta = _directions(a.shape[1], projections, seed)
+    theta = directions(a.shape[1], projections, seed)
     return _distance(_quantiles(a, theta), _quantiles(b, theta))
 
 
@@ -45,8 +45,8 @@ def noise_floor(pool: Tensor, test: Tensor, n: int, draws: int = 20, projections
         raise ValueError(f"n: expected 1 to {len(pool)} (the real data there are), found {n}; use fewer samples.")
     if draws < 1:
         raise ValueError(f"draws: expected at least 1, found {draws}.")
-    pool, test = _rows("pool", pool), _rows("test", test)
-    theta, generator = _directions(pool.shape[1], projections, seed), torch.Generator().manual_seed(seed)
+    pool, test = rows("pool", pool), rows("test", test)
+    theta, generator = directions(pool.shape[1], projections, seed), torch.Generator().manual_seed(seed)
     subsets = (pool[torch.randperm(len(pool), generator=generator)[:n]] for _ in range(draws))
     real = _quantiles(test, theta)
     values = torch.tensor([_distance(_quantiles(subset, theta), real) for subset in subsets], dtype=torch.float64)
@@ -59,7 +59,7 @@ def nearest_distance(queries: Tensor, references: Tensor, chunk: int = 256) -> T
     The nearest is found with the fast inner-product form; its distance is then computed without cancellation, so that
     an exact copy has distance 0.
     """
-    queries, references = _rows("queries", queries), _rows("references", references)
+    queries, references = rows("queries", queries), rows("references", references)
     # One contiguous float32 copy for the search; |q|^2 is the same for every reference and left out.
     fast, squares = references.float(), references.square().sum(dim=1).float()
     parts = [(squares - 2 * part.float() @ fast.T).argmin(dim=1) for part in queries.split(chunk)]
@@ -93,7 +93,7 @@ def classifier_confidence(
     """
     from sklearn.linear_model import LogisticRegression
 
-    train, samples, test = (_rows(*pair) for pair in (("train", train), ("samples", samples), ("test", test)))
+    train, samples, test = (rows(*pair) for pair in (("train", train), ("samples", samples), ("test", test)))
     few = torch.linspace(0, len(train) - 1, min(limit, len(train))).round().long()
     scale = train.abs().max().clamp_min(torch.finfo(train.dtype).tiny)
     model = LogisticRegression(max_iter=10_000).fit((train[few] / scale).numpy(), labels.cpu()[few].numpy())
@@ -125,7 +125,7 @@ def _share_below(scores: Tensor, others: Tensor) -> Tensor:
     return both.double() / (2 * len(others))
 
 
-def _rows(name: str, x: Tensor) -> Tensor:
+def rows(name: str, x: Tensor) -> Tensor:
     """(N, ...) to float64 (N, D) on the CPU."""
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"{name}: expected at least one example in shape (N, ...), found {tuple(x.shape)}.")
@@ -136,7 +136,7 @@ def _rows(name: str, x: Tensor) -> Tensor:
     return rows
 
 
-def _directions(dimensions: int, projections: int, seed: int) -> Tensor:
+def directions(dimensions: int, projections: int, seed: int) -> Tensor:
     if projections < 1:
         raise ValueError(f"projections: expected at least 1, found {projections}.")
     generator = torch.Generator().manual_seed(seed)
@@ -151,11 +151,11 @@ def _quantiles(x: Tensor, theta: Tensor) -> Tensor:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     """Root of the mean over projections of the integral of the squared difference of two quantile functions."""
-    length, i, j = _common_grid(len(a), len(b))
+    length, i, j = common_grid(len(a), len(b))
     return (length @ (a[i] - b[j]).square()).mean().sqrt().item()
 
 
-def _common_grid(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+def common_grid(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cuts [0, 1] where either of two quantile functions, of n and m equal steps, jumps.
 
     Returns each piece's length and the index of its step in both. In units of 1/(n m), so that no cut is rounded.

@@ -81,6 +81,9 @@ class Compare:
     batch_size: int | None = None
     names: list[str] = MISSING
     solvers: dict[str, Any] = field(default_factory=dict)
+    metrics: list[str] = MISSING
+    measures: dict[str, Any] = field(default_factory=dict)
+    features: Any = None
 
 
 @dataclass
