@@ -107,11 +107,11 @@ class _Head:
     """The line above the picture: the time on the left, the log-SNR on the right, and below how far it is."""
 
     def __init__(self, figure, clock: _Clock, share: float):
-        self.clock, y = clock, 1 - 0.45 * share
+        self.clock, y = clock, 1 - 0.42 * share
         style = {"fontsize": 8, "va": "center", "color": INK, "animated": True}
         self.time = figure.text(0.015, y, "", ha="left", **style)
         self.level = figure.text(0.985, y, "", ha="right", **style)
-        self.bar = figure.add_artist(_line(1 - 0.93 * share))
+        self.bar = figure.add_artist(_line(1 - 0.88 * share))
 
     def at(self, i: int) -> list:
         self.time.set_text(f"t = {self.clock.times[i]:.3g}")
@@ -152,11 +152,20 @@ def _with_one_palette(pixels: Tensor) -> list:
 
     if (pixels == pixels[..., :1]).all():
         places = (pixels[..., 0].double() * ((GREYS - 1) / 255)).round().to(torch.uint8)
-        images = [Image.fromarray(frame.numpy()) for frame in places]
-        for image in images:  # from here on their bytes are places in it
-            image.putpalette([round(i * 255 / (GREYS - 1)) for i in range(GREYS) for _ in range(3)])
-        return images
+        return _indexed(places, [round(i * 255 / (GREYS - 1)) for i in range(GREYS) for _ in range(3)])
     ends = Image.fromarray(pixels[[0, len(pixels) // 2, -1]].flatten(0, 1).numpy())
     palette = ends.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette.putpalette([*palette.getpalette()[: 3 * COLOURS], 255, 255, 255])  # a white as that of the page
-    return [Image.fromarray(frame.numpy()).quantize(palette=palette, dither=Image.Dither.NONE) for frame in pixels]
+    found = [Image.fromarray(frame.numpy()).quantize(palette=palette, dither=Image.Dither.NONE) for frame in pixels]
+    places = torch.stack([torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8) for frame in found])
+    places = places.view(pixels.shape[:3]).masked_fill((pixels == 255).all(dim=-1), COLOURS)  # white stays white
+    return _indexed(places, [*palette.getpalette()[: 3 * COLOURS], 255, 255, 255])
+
+
+def _indexed(places: Tensor, palette: list[int]) -> list:
+    """Images of places (K, H, W) in a palette of red, green, blue, red, ..."""
+    from PIL import Image
+
+    images = [Image.fromarray(frame.numpy()) for frame in places]
+    for image in images:
+        image.putpalette(palette)
+    return images

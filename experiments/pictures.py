@@ -17,7 +17,7 @@ from sde import SDE, GaussianSDE
 from solvers import DDIM, Exact, log_likelihood
 
 _STRIP = DDIM(steps=100)  # deterministic and cheap: its states lie along the flow
-_FRAMES = 30
+_FRAMES = 28
 _PIXELS = 8192  # of the data in a frame, whose file grows with them
 _EXACT = "probability_flow"
 
@@ -84,7 +84,8 @@ def of_flow(model: ScoreNetwork, problem: Problem, run: Run, device: torch.devic
     shown = animation.evenly(log_snr, _FRAMES)
     moving, clock = run.path("figures", "noise_to_data.gif"), (times[shown], log_snr[shown])
     if is_image(problem):
-        still = figures.noise_to_data(states[:, :8], times, run.path("figures", "noise_to_data.png"))
+        few = animation.evenly(log_snr, 10)
+        still = figures.noise_to_data(states[few, :8], times[few], run.path("figures", "noise_to_data.png"))
         return [still, animation.animated_images(states[shown], *clock, moving)]
     still = plane_figures.trajectories_2d(states[:, :60], run.path("figures", "trajectories.png"), problem.data.test)
     return [still, animation.animated_points(states[shown], *clock, moving, problem.data.test)]

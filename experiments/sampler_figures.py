@@ -65,7 +65,7 @@ def same_noise_points(
     others = {name: apart for name, apart in _differences(known, reference).items() if name != reference}
     if not others:
         raise ValueError(f"samples: expected another sampler beside the reference {reference!r}, found none.")
-    down, across = arrangement(len(others), most=4)
+    down, across = arrangement(len(others), most=5)
     with canvas(path, 2.9 * across, 3.1 * down + 0.4) as figure:
         figure.get_layout_engine().set(h_pad=0.09)
         panels = panel_axes(figure, down, across, len(others))
