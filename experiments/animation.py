@@ -2,8 +2,9 @@
 
 Every frame shows the time t and the log-SNR, 2 log(alpha / sigma), which means the same under every process. The first
 frame and, longer, the last stand still, and then it begins again. A frame is drawn by what moves on top of what does
-not, and all frames share one palette: grey levels where nothing has a colour, so that a pixel is off by
-4.2 / 255 at most. The bytes depend on the numbers, and on the versions of Matplotlib and Pillow, alone.
+not, and all frames share one palette: grey levels where nothing has a colour, so that a pixel is off by 4.2 / 255 at
+most, or else the colours of the samples above all. The bytes depend on the numbers, and on the versions of Matplotlib
+and Pillow, alone.
 """
 
 import io
@@ -19,7 +20,7 @@ from experiments.plane_figures import frame_paths
 
 FRAME, FIRST, LAST = 80, 600, 2500  # milliseconds that the frames stand
 HEAD = 34  # pixels of the line of text above
-GREYS, COLOURS = 32, 32  # of a palette
+GREYS, FEW, MANY = 32, 32, 240  # of a palette: without colours, of points, of photographs
 TILE, SIDE = 48, 2.8  # pixels of an image's longer side, inches of a plane's
 
 
@@ -57,7 +58,7 @@ def animated_images(
             picture.set_data(mosaics[i].numpy())
             return [picture, *head.at(i)]
 
-        return _write(figure, show, len(x), path)
+        return _write(figure, show, len(x), path, MANY)
 
 
 def animated_points(
@@ -87,7 +88,7 @@ def animated_points(
             lines.set_segments(x[i - min(i, behind) : i + 1].transpose(0, 1).numpy())
             return [lines, dots, *head.at(i)]
 
-        return _write(figure, show, len(x), path)
+        return _write(figure, show, len(x), path, FEW)
 
 
 class _Clock(NamedTuple):
@@ -126,7 +127,7 @@ def _line(y: float):
     return Line2D([0, 0], [y, y], color=FAINT, linewidth=1.5, solid_capstyle="butt", antialiased=False, animated=True)
 
 
-def _write(figure, show: Callable[[int], list], frames: int, path: Path) -> Path:
+def _write(figure, show: Callable[[int], list], frames: int, path: Path, colours: int) -> Path:
     """The frames whose moving artists `show` gives, one after the other, as a GIF that begins again at its end."""
     figure.canvas.draw()
     still = figure.canvas.copy_from_bbox(figure.bbox)
@@ -137,7 +138,7 @@ def _write(figure, show: Callable[[int], list], frames: int, path: Path) -> Path
             figure.draw_artist(artist)
         pixels.append(torch.frombuffer(bytearray(figure.canvas.buffer_rgba()), dtype=torch.uint8))
     width, height = figure.canvas.get_width_height()
-    first, *others = _with_one_palette(torch.stack(pixels).view(frames, height, width, 4)[..., :3])
+    first, *others = _with_one_palette(torch.stack(pixels).view(frames, height, width, 4)[..., :3], colours)
     stands = [FIRST, *[FRAME] * (frames - 2), LAST][-frames:]
     written = io.BytesIO()
     first.save(written, "GIF", save_all=True, append_images=others, duration=stands, loop=0, optimize=False)
@@ -146,19 +147,19 @@ def _write(figure, show: Callable[[int], list], frames: int, path: Path) -> Path
     return path
 
 
-def _with_one_palette(pixels: Tensor) -> list:
-    """Frames (K, H, W, 3) of bytes as Pillow's: in grey levels, or in the colours of the ends and the middle."""
+def _with_one_palette(pixels: Tensor, colours: int) -> list:
+    """Frames (K, H, W, 3) of bytes as Pillow's: in grey levels, or in the colours of the ends, three times the last."""
     from PIL import Image
 
     if (pixels == pixels[..., :1]).all():
         places = (pixels[..., 0].double() * ((GREYS - 1) / 255)).round().to(torch.uint8)
         return _indexed(places, [round(i * 255 / (GREYS - 1)) for i in range(GREYS) for _ in range(3)])
-    ends = Image.fromarray(pixels[[0, len(pixels) // 2, -1]].flatten(0, 1).numpy())
-    palette = ends.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    ends = Image.fromarray(pixels[[0, -1, -1, -1]].flatten(0, 1).numpy())
+    palette = ends.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     found = [Image.fromarray(frame.numpy()).quantize(palette=palette, dither=Image.Dither.NONE) for frame in pixels]
     places = torch.stack([torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8) for frame in found])
-    places = places.view(pixels.shape[:3]).masked_fill((pixels == 255).all(dim=-1), COLOURS)  # white stays white
-    return _indexed(places, [*palette.getpalette()[: 3 * COLOURS], 255, 255, 255])
+    places = places.view(pixels.shape[:3]).masked_fill((pixels == 255).all(dim=-1), colours)  # white stays white
+    return _indexed(places, [*palette.getpalette()[: 3 * colours], 255, 255, 255])
 
 
 def _indexed(places: Tensor, palette: list[int]) -> list:

@@ -17,7 +17,7 @@ from sde import SDE, GaussianSDE
 from solvers import DDIM, Exact, log_likelihood
 
 _STRIP = DDIM(steps=100)  # deterministic and cheap: its states lie along the flow
-_FRAMES = 28
+_FRAMES = 26
 _PIXELS = 8192  # of the data in a frame, whose file grows with them
 _EXACT = "probability_flow"
 

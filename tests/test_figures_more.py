@@ -217,7 +217,7 @@ def test_still_states_keep_their_frames(tmp_path):
 
 def test_every_frame_tells_its_time_and_noise_level(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(animation, "_write", lambda figure, show, frames, path: kept.extend((show, figure)))
+    monkeypatch.setattr(animation, "_write", lambda figure, show, frames, path, colours: kept.extend((show, figure)))
     animation.animated_points(normal(3, 4, 2), [1, 0.5, 2e-5], [-math.inf, 0.25, 13], tmp_path / "a.gif", normal(9, 2))
     words = [[artist.get_text() for artist in kept[0](i) if hasattr(artist, "get_text")] for i in range(3)]
     assert words == [
@@ -229,7 +229,7 @@ def test_every_frame_tells_its_time_and_noise_level(tmp_path, monkeypatch):
 
 def test_points_move_with_a_tail_and_end_without_one(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(animation, "_write", lambda figure, show, frames, path: kept.append(show))
+    monkeypatch.setattr(animation, "_write", lambda figure, show, frames, path, colours: kept.append(show))
     x = normal(6, 4, 2).double()
     animation.animated_points(x, torch.linspace(1, 0, 6), torch.zeros(6), tmp_path / "a.gif", normal(9, 2), tail=2)
     for i, since in enumerate((0, 0, 0, 1, 2, 5)):
@@ -247,6 +247,16 @@ def test_an_animation_is_less_than_a_megabyte_even_of_noise_alone(tmp_path, shap
     path = animation.animated_images(normal(frames, *shape), *clock, tmp_path / "a.gif")
     assert path.stat().st_size < 1e6
     assert len(frames_of(path)[0]) == frames
+
+
+def test_photographs_keep_their_colours(tmp_path):
+    """The end of a way from noise to smooth colours: on average a colour is off by less than 8 of 255."""
+    axis = torch.linspace(-1, 1, 32)
+    smooth = torch.stack((axis.expand(32, 32), axis.expand(32, 32).T, -axis.expand(32, 32))).expand(4, 3, 32, 32)
+    x = torch.stack([smooth + scale * normal(4, 3, 32, 32) for scale in (50, 1, 0.3, 0)])
+    path = animation.animated_images(x, [3, 2, 1, 0], torch.zeros(4), tmp_path / "a.gif", 4)
+    shown = 255 * tile(x[-1], 4, animation.TILE)
+    assert (frames_of(path)[0][-1, animation.HEAD :] - shown).abs().mean() < 8
 
 
 def test_white_stays_white_among_colours(tmp_path):
