@@ -75,7 +75,7 @@ def animated_points(
     clock = _clock(times, log_snr, len(x))
     share = HEAD / DPI / (SIDE + HEAD / DPI)
     with blank(SIDE, SIDE + HEAD / DPI, layout="none") as figure:
-        axes = figure.add_axes((0.11, 0.08, 0.86, 0.99 - share - 0.08))
+        axes = figure.add_axes((0.13, 0.08, 0.85, 0.99 - share - 0.08))
         axes.tick_params(labelsize=7)
         frame_paths(axes, x, real)
         lines = axes.add_collection(LineCollection([], color=BLUE, linewidths=0.7, alpha=0.4, animated=True))

@@ -16,7 +16,9 @@ from models import GaussianMixture, ScoreNetwork
 from sde import SDE, GaussianSDE
 from solvers import DDIM, Exact, log_likelihood
 
-_STRIP = DDIM(steps=100)  # deterministic and cheap: its states lie along the flow
+# Deterministic and cheap, with states along the flow. At equal angles its RMS error for digits and two moons is .006 to
+# .011 under five processes; equal times, which leave few states between EDM's noise and the data, err by .26 there.
+_STRIP = DDIM(steps=100, grid="angle")
 _FRAMES = 26
 _PIXELS = 8192  # of the data in a frame, whose file grows with them
 _EXACT = "probability_flow"

@@ -5,6 +5,7 @@ directions, and their lengths as colours on a logarithmic scale. Log-densities a
 ``log_likelihood`` along the probability-flow ODE (Song et al., 2021, eq. 39).
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def frame_paths(axes, x: Tensor, data: Tensor | None) -> None:
     if outer > 5 * inner:
         axes.set_xscale("asinh", linear_width=inner / 4)
         axes.set_yscale("asinh", linear_width=inner / 4)
+        # Powers of ten that are not in the linear part, where they would be upon each other.
+        powers = [10.0**n for n in range(math.ceil(math.log10(inner / 4)), math.floor(math.log10(outer)) + 1)]
+        places = [*(-value for value in reversed(powers)), 0.0, *powers]
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks(places, [f"{value:g}" for value in places])
+            axis.set_ticks([], minor=True)
     axes.set(xlim=(-outer, outer), ylim=(-outer, outer))
     if data is not None:
         density_behind(axes, data, inner)

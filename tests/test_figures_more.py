@@ -13,7 +13,7 @@ from tanh_process import Benes
 from experiments import animation, figures, pictures, plane_figures, process_figures, sampler_figures
 from experiments.canvas import BLUE, FAINT, MARKERS, ORANGE, PALETTE, equal_contrast, tile
 from experiments.run import Run
-from sde import EDM, VP, RectifiedFlow
+from sde import EDM, VE, VP, RectifiedFlow
 from solvers import DDIM
 
 
@@ -266,18 +266,29 @@ def test_white_stays_white_among_colours(tmp_path):
     assert ((frames - torch.tensor([0, 0x72, 0xB2])).abs() < 24).all(dim=-1).sum() > 1000  # the points' blue
 
 
-@pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow()], ids=lambda sde: type(sde).__name__)
-def test_frames_are_chosen_at_equal_angles(sde):
-    times = DDIM(steps=100).times(sde)
-    level = sde.log_snr(times.double())
-    chosen = animation.evenly(level, 20)
-    assert chosen[0] == 0 and chosen[-1] == len(level) - 1 and len(chosen) <= 20
-    assert (chosen.diff() > 0).all()
+@pytest.mark.parametrize("sde", [VP(), VE(), EDM(), RectifiedFlow()], ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("steps", [pictures._STRIP, DDIM(steps=200, grid="log_snr")], ids=lambda solver: solver.grid)
+def test_frames_are_chosen_at_equal_angles(sde, steps):
+    level = sde.log_snr(steps.times(sde).double())
+    chosen = animation.evenly(level, pictures._FRAMES)
+    assert chosen[0] == 0 and chosen[-1] == len(level) - 1 and (chosen.diff() > 0).all()
     angle = torch.atan((-level / 2).exp())
     # No frame is further from its place than the nearest of all states.
-    wanted = torch.linspace(angle[0].item(), angle[-1].item(), 20, dtype=torch.float64)
+    wanted = torch.linspace(angle[0].item(), angle[-1].item(), pictures._FRAMES, dtype=torch.float64)
     best = (wanted[:, None] - angle).abs().amin(dim=1)
     assert torch.allclose((wanted[:, None] - angle[chosen]).abs().amin(dim=1), best)
+    # And none is missing: whatever the process, there are states to choose from.
+    assert len(chosen) == pictures._FRAMES
+
+
+def test_far_noise_has_ticks_at_powers_of_ten_that_are_apart(tmp_path, drawn):
+    noise, data = 50 * normal(1, 40, 2), normal(1, 40, 2)
+    plane_figures.trajectories_2d(torch.cat((noise, data)), tmp_path / "t.png", data[0])
+    (axes,) = drawn[0].axes
+    for axis in (axes.xaxis, axes.yaxis):
+        assert [text.get_text() for text in axis.get_ticklabels()] == ["-100", "-10", "-1", "0", "1", "10", "100"]
+    places = torch.as_tensor([axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] for x in (0, 1)])
+    assert places.diff() > 0.05
 
 
 # ---------------------------------------------------------------------------------------------------------------------
