@@ -22,7 +22,7 @@ CHEAP = (
     "likelihood.atol=1e-2",
     *SMALL,
 )
-PLANE = ["noise_to_data.gif", "same_noise.png", "samples.png", "schedules.png", "trajectories.png"]
+DRAWN = ["noise_to_data.gif", "same_noise.png", "samples.png", "schedules.png", "trajectories.png"]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_the_task_draws_all_that_a_checkpoint_is_enough_for(tmp_path, file, quic
     run = Run(tmp_path / "run", "figures")
     figure_tasks.figures(configuration(*CHEAP, f"checkpoint={file}"), run)
     found = sorted(path.name for path in (run.folder / "figures").iterdir())
-    assert found == sorted([*PLANE, "density.png", "scores.png", "interpolation.png"])
+    assert found == sorted([*DRAWN, "density.png", "scores.png", "interpolation.png"])
     summary = json.loads((run.folder / "summary.json").read_text())
     assert sorted(summary["figures"]) == found and summary["not_drawn"] == {}
     assert "noise_to_data.gif" in (run.folder / "report.txt").read_text()
@@ -46,17 +46,16 @@ def test_a_figure_that_fails_is_told_and_the_others_are_drawn(tmp_path, file, qu
     def diverges(*_):
         raise SamplingDiverged("not finite")
 
-    monkeypatch.setattr(figure_tasks, "density", diverges)
-    monkeypatch.setattr(figure_tasks, "interpolation", diverges)
+    for name in ("same_noise", "density", "interpolation"):
+        monkeypatch.setattr(figure_tasks, name, diverges)
+    monkeypatch.setattr(pictures, "of_flow", diverges)
     run = Run(tmp_path / "run", "figures")
     figure_tasks.figures(configuration(*CHEAP, f"checkpoint={file}"), run)
-    assert sorted(path.name for path in (run.folder / "figures").iterdir()) == PLANE
+    assert [path.name for path in (run.folder / "figures").iterdir()] == ["schedules.png"]
     assert "no picture of the density (SamplingDiverged: not finite)" in caplog.text
     summary = json.loads((run.folder / "summary.json").read_text())
-    assert set(summary["not_drawn"]) == {"density", "interpolation"}
-    for name in ("of_process", "of_flow"):
-        monkeypatch.setattr(pictures, name, diverges)
-    monkeypatch.setattr(figure_tasks, "same_noise", diverges)
+    assert set(summary["not_drawn"]) == {"noise to data", "samples", "density", "interpolation"}
+    monkeypatch.setattr(pictures, "of_process", diverges)
     with pytest.raises(ConfigError, match=r"no figure could be drawn: SamplingDiverged"):
         figure_tasks.figures(configuration(*CHEAP, f"checkpoint={file}"), Run(tmp_path / "none", "figures"))
 
