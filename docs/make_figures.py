@@ -1,43 +1,15 @@
-"""The figures of docs/sde.md: ``python docs/make_figures.py`` writes them into docs/images/ (20 seconds)."""
+"""The figures of docs/sde.md: ``python docs/make_figures.py`` writes them into docs/images/ (5 seconds)."""
 
 from pathlib import Path
 
 import torch
 from benes import Benes, TwoHumps, benes_model
 
-from experiments.canvas import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY, canvas
-from experiments.labels import label_curves
-from sde import EDM, VE, VP, Cosine, GaussianSDE, LearnedSchedule, RectifiedFlow, SubVP
-from sde.base import last_time
+from experiments.canvas import BLUE, FAINT, RED, canvas
+from experiments.process_figures import family, schedules
 from solvers import EulerMaruyama, simulate
 
 IMAGES = Path(__file__).parent / "images"
-PROCESSES: dict[str, tuple[GaussianSDE, str]] = {
-    "VP": (VP(), BLUE),
-    "sub-VP": (SubVP(), SKY),
-    "VE": (VE(), RED),
-    "cosine": (Cosine(), GREEN),
-    "EDM": (EDM(), ORANGE),
-    "rectified flow": (RectifiedFlow(), PURPLE),
-    "learned (start)": (LearnedSchedule().requires_grad_(False), INK),
-}
-
-
-def schedules(path: Path) -> Path:
-    """alpha, sigma and log-SNR of every process over its clock."""
-    with canvas(path, 13.0, 4.2) as figure:
-        for axes, name in zip(figure.subplots(1, 3), ("alpha", "sigma", "log_snr"), strict=True):
-            curves = {}
-            for label, (sde, colour) in PROCESSES.items():
-                t = torch.linspace(sde.t_min, last_time(sde), 81, dtype=torch.float64)
-                curves[label] = torch.stack((t / sde.t_max, getattr(sde, name)(t)), 1)
-                axes.plot(*curves[label].T, color=colour, linewidth=1.8, linestyle="--" if "learned" in label else "-")
-            axes.set(xlabel="t / t_max", title={"log_snr": "log-SNR (nats)"}.get(name, name))
-            if name == "sigma":
-                axes.set(yscale="log", ylim=(3e-3, 2e2))
-            places = {label: curve[::4] for label, curve in curves.items()}
-            label_curves(axes, places, [colour for _, colour in PROCESSES.values()])
-    return path
 
 
 def benes(path: Path) -> Path:
@@ -58,5 +30,5 @@ def benes(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    for figure in (schedules(IMAGES / "schedules.png"), benes(IMAGES / "benes.png")):
+    for figure in (schedules(family(), IMAGES / "schedules.png"), benes(IMAGES / "benes.png")):
         print(figure)

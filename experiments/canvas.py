@@ -36,8 +36,8 @@ STYLE = {
 
 
 @contextmanager
-def canvas(path: Path, width: float, height: float, layout: str = "constrained") -> Iterator:
-    """A figure of this size (inches) in the one style, written to `path` when the block ends without an error."""
+def blank(width: float, height: float, layout: str) -> Iterator:
+    """A figure of this size (inches) in the one style, which holds inside the block."""
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -45,6 +45,13 @@ def canvas(path: Path, width: float, height: float, layout: str = "constrained")
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
         FigureCanvasAgg(figure)
+        yield figure
+
+
+@contextmanager
+def canvas(path: Path, width: float, height: float, layout: str = "constrained") -> Iterator:
+    """A figure of this size (inches) in the one style, written to `path` when the block ends without an error."""
+    with blank(width, height, layout) as figure:
         yield figure
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
@@ -73,12 +80,24 @@ def checked_images(name: str, images: Tensor) -> Tensor:
     return x
 
 
-def tile(images: Tensor, columns: int) -> Tensor:
-    """(N, C, H, W) in [-1, 1] to one RGB picture (h, w, 3) in [0, 1]: pixels enlarged, white lines between images."""
+def equal_contrast(states: Tensor, t: Tensor) -> Tensor:
+    """States (K, ...) at times (K,), each divided by its standard deviation relative to that at the smallest t.
+
+    All have the contrast of the data then, whether the SDE's noise has deviation 1 or 50.
+    """
+    contrast = states.flatten(1).std(dim=1, correction=0).clamp_min(1e-12)
+    return states * (contrast[t.argmin()] / contrast).view(-1, *[1] * (states.dim() - 1))
+
+
+def tile(images: Tensor, columns: int, side: int = TILE) -> Tensor:
+    """(N, C, H, W) in [-1, 1] to one RGB picture (h, w, 3) in [0, 1]: pixels enlarged, white lines between images.
+
+    Pixels become whole squares, so that the longer side has about `side` of the screen's, or its own where it is more.
+    """
     if columns < 1:
         raise ValueError(f"columns: expected at least 1, found {columns}.")
     columns = min(columns, len(images))
-    factor = max(1, round(TILE / max(images.shape[2:])))
+    factor = max(1, round(side / max(images.shape[2:])))
     pixels = ((images.clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1)
     pixels = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     tiles = torch.nn.functional.pad(pixels, (2, 2, 2, 2), value=1.0)

@@ -18,14 +18,13 @@ from experiments.canvas import (
     GREEN,
     INK,
     MARKERS,
-    ORANGE,
     PALETTE,
     RED,
     arrangement,
     canvas,
     checked,
     checked_images,
-    density_behind,
+    equal_contrast,
     log_if_wide,
     panel_axes,
     plain_log_ticks,
@@ -109,14 +108,12 @@ def quality_against_nfe(rows: Sequence[dict], floor: Floor, path: Path) -> Path:
 def noise_to_data(trajectory: Tensor, times: Sequence[float], path: Path, columns: int = 10) -> Path:
     """Images (K, N, C, H, W) on their way from noise to data: a row per sample, `columns` of the K `times`, t above.
 
-    Each column is divided by its standard deviation relative to that at the smallest t: all have the contrast of the
-    data, whether the SDE's noise has deviation 1 or 50.
+    Each column has the contrast of the data (`canvas.equal_contrast`).
     """
     x = checked("trajectory", trajectory, "K, N, C, H, W")
     t = checked("times", times, str(len(x)))
     chosen = torch.linspace(0, len(x) - 1, min(columns, len(x))).round().long()
-    contrast = x.flatten(1).std(dim=1, correction=0).clamp_min(1e-12)
-    shown = (x * (contrast[t.argmin()] / contrast).view(-1, 1, 1, 1, 1))[chosen]
+    shown = equal_contrast(x, t)[chosen]
     mosaic = tile(checked_images("trajectory", shown.transpose(0, 1).flatten(0, 1)), len(chosen))
     centres = (torch.arange(len(chosen)) + 0.5) * mosaic.shape[1] / len(chosen)
     with canvas(path, mosaic.shape[1] / DPI, mosaic.shape[0] / DPI, layout="none") as figure:
@@ -126,79 +123,6 @@ def noise_to_data(trajectory: Tensor, times: Sequence[float], path: Path, column
             words = f"{value:.2g}".replace("e-0", "e-")
             axes.text(centre, -6, words, ha="center", va="bottom", fontsize=9)
         axes.text(-6, -6, "t =", ha="right", va="bottom", fontsize=9)
-    return path
-
-
-def trajectories_2d(trajectory: Tensor, path: Path, data: Tensor | None = None) -> Path:
-    """Paths (K, N, 2) from noise (first) to samples (last) over the density of `data` (M, 2).
-
-    Where the noise starts five times as far out, both axes are asinh: linear near 0, logarithmic far from it.
-    """
-    x = checked("trajectory", trajectory, "K, N, 2")
-    real = None if data is None else checked("data", data, "M, 2")
-    inner = 1.15 * max(part.abs().max().item() for part in (x[-1], real) if part is not None)
-    outer = max(1.05 * x.abs().max().item(), inner)
-    with canvas(path, 5.6, 6.0) as figure:
-        axes = figure.add_subplot(box_aspect=1)
-        if outer > 5 * inner:
-            axes.set_xscale("asinh", linear_width=inner / 4)
-            axes.set_yscale("asinh", linear_width=inner / 4)
-        axes.set(xlim=(-outer, outer), ylim=(-outer, outer), xlabel="$x_1$", ylabel="$x_2$")
-        if real is not None:
-            density_behind(axes, real, inner)
-        _paths(axes, x)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return path
-
-
-def score_fields(exact: Tensor, learned: Tensor, grid: Tensor, path: Path, times: Sequence[float]) -> Path:
-    """Exact and learned scores (T, M, M, 2) on `grid` (M, M, 2), a row per time, and |learned - exact| / |exact|.
-
-    Arrows give the direction and colours the length. The relative error is large around zeros of the exact score.
-    """
-    t = checked("times", times, "T").tolist()
-    exact = checked("exact", exact, f"{len(t)}, M, M, 2")
-    shape = f"{exact.shape[1]}, {exact.shape[2]}, 2"
-    learned, grid = checked("learned", learned, f"{len(t)}, {shape}"), checked("grid", grid, shape)
-    error = (learned - exact).norm(dim=-1) / exact.norm(dim=-1).clamp_min(1e-12)
-    with canvas(path, 10.5, 3.0 * len(t) + 0.4, layout="compressed") as figure:
-        for row, axes in enumerate(figure.subplots(len(t), 3, squeeze=False, sharex=True, sharey=True)):
-            _arrows(figure, axes[:2], grid, exact[row], learned[row])
-            _error_map(figure, axes[2], grid, error[row])
-            axes[0].set_ylabel(f"t = {t[row]:.2g}")
-            for column, title in enumerate(("exact score", "learned score", "relative error") if row == 0 else ()):
-                axes[column].set_title(title)
-    return path
-
-
-def density_maps(exact: Tensor, learned: Tensor, grid: Tensor, path: Path) -> Path:
-    """Exact and learned log-densities (M, M), in nats, on `grid` (M, M, 2) in one colour scale, and their difference.
-
-    The scale ends 12 nats below the exact maximum; beyond, the difference is left out (grey).
-    """
-    exact = checked("exact", exact, "M, M")
-    shape = f"{exact.shape[0]}, {exact.shape[1]}"
-    learned, grid = checked("learned", learned, shape), checked("grid", grid, f"{shape}, 2")
-    top = exact.max().item()
-    difference = learned - exact
-    difference[exact < top - 12] = torch.nan
-    limit = max(difference.nan_to_num().abs().max().item(), 1e-6)
-    with canvas(path, 11, 3.6, layout="compressed") as figure:
-        left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
-        for axes, values, title in ((left, exact, "exact"), (middle, learned, "learned")):
-            densities = _map(axes, grid, values, title, vmin=top - 12, vmax=top)
-        figure.colorbar(densities, ax=[left, middle], label="log-density (nats)", extend="both")
-        colours = _map(
-            right,
-            grid,
-            difference,
-            "learned - exact (grey: off scale)",
-            vmin=-limit,
-            vmax=limit,
-            cmap="RdBu_r",
-        )
-        right.set_facecolor("#d4d4d4")
-        figure.colorbar(colours, ax=right, label="difference (nats)")
     return path
 
 
@@ -266,52 +190,6 @@ def _band(axes, floor: Floor) -> None:
     text = f"real data\n{floor.mean:.3g} ± {floor.std:.1g}"
     axes.annotate(
         text, (1, floor.mean), (4, 0), ("axes fraction", "data"), "offset points", va="center", color="#5a5a5a"
-    )
-
-
-def _paths(axes, x: Tensor) -> None:
-    """Paths (K, N, 2), orange where they start and blue where they end."""
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import LinearSegmentedColormap
-
-    pieces = torch.stack([x[:-1], x[1:]], dim=2).transpose(0, 1).flatten(0, 1)
-    progress = torch.linspace(0, 1, len(x) - 1).repeat(x.shape[1])
-    colours = LinearSegmentedColormap.from_list("path", [ORANGE, "#b0b0b0", BLUE])
-    axes.add_collection(LineCollection(pieces.numpy(), array=progress.numpy(), cmap=colours, linewidths=0.7, alpha=0.5))
-    axes.scatter(*x[0].T, s=14, facecolors="white", edgecolors=ORANGE, label="noise", zorder=3, clip_on=False)
-    axes.scatter(*x[-1].T, s=10, color=BLUE, linewidths=0, label="samples", zorder=3)
-
-
-def _arrows(figure, pair: Sequence, grid: Tensor, exact: Tensor, learned: Tensor) -> None:
-    """Scores (M, M, 2) on two axes: arrows of one length, coloured by the score's length on one logarithmic scale."""
-    from matplotlib.colors import LogNorm
-
-    few = slice(None, None, -(-len(grid) // 20))
-    lengths = exact.norm(dim=-1)
-    top = max(lengths.max().item(), 1e-6)
-    norm = LogNorm(max(lengths.min().item(), top / 1000), top)
-    for axes, field in zip(pair, (exact, learned), strict=True):
-        length = field.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        arrows = [part[few, few].numpy() for part in (*grid.unbind(-1), *(field / length).unbind(-1), length[..., 0])]
-        drawn = axes.quiver(*arrows, norm=norm, pivot="mid", scale=22, width=0.006)
-        axes.set(aspect="equal")
-        axes.grid(False)
-    figure.colorbar(drawn, ax=list(pair), label="|score|")
-
-
-def _error_map(figure, axes, grid: Tensor, error: Tensor) -> None:
-    from matplotlib.colors import LogNorm
-
-    colours = _map(axes, grid, error, "", norm=LogNorm(1e-3, 1))
-    figure.colorbar(colours, ax=axes, extend="both", label="|learned - exact| / |exact|")
-
-
-def _map(axes, grid: Tensor, values: Tensor, title: str, **colours):
-    """Values (M, M) on a grid (M, M, 2) as colours; what a colour bar needs is returned."""
-    axes.set(title=title, aspect="equal")
-    axes.grid(False)
-    return axes.pcolormesh(
-        *grid.permute(2, 0, 1).numpy(), values.numpy(), shading="nearest", rasterized=True, **colours
     )
 
 

@@ -10,6 +10,7 @@ from experiments.canvas import (
     DPI,
     FAINT,
     INK,
+    MARKERS,
     ORANGE,
     PALETTE,
     canvas,
@@ -24,7 +25,7 @@ from experiments.canvas import (
 def histogram(groups: dict[str, Tensor], label: str, path: Path, title: str | None = None) -> Path:
     """The distribution of a number over the examples (N,) of each group, as densities over common bins.
 
-    A dashed line marks each group's mean. The bins end at the groups' 0.5 and 99.5 per cent quantiles: what lies beyond
+    A broken line marks each group's mean. The bins end at the groups' 0.5 and 99.5 per cent quantiles: what lies beyond
     is counted in the last ones.
     """
     with canvas(path, 6.5, 3.6) as figure:
@@ -91,8 +92,9 @@ def interpolated_points(points: Tensor, path: Path, data: Tensor) -> Path:
         )
         density_behind(axes, real, reach)
         for i, way in enumerate(x.unbind(1)):
-            axes.plot(*way.T, "o-", color=PALETTE[i % len(PALETTE)], markersize=3.5, linewidth=1.2)
-            axes.plot(*way[[0, -1]].T, "o", color=PALETTE[i % len(PALETTE)], markersize=8, markeredgecolor=INK)
+            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+            axes.plot(*way.T, markersize=3.5, linewidth=1.2, **look)
+            axes.plot(*way[[0, -1]].T, linestyle="", markersize=8, markeredgecolor=INK, **look)
     return path
 
 
@@ -103,12 +105,12 @@ def _histogram(axes, groups: dict[str, Tensor], label: str, title: str | None) -
     bins = min(40, max(8, round(1.5 * min(map(len, values.values())) ** 0.5)))
     low, high = (together.quantile(q).item() for q in (0.005, 0.995))
     edges = torch.linspace(low, max(high, low + 1e-6 * max(1.0, abs(low))), bins + 1, dtype=torch.float64)
-    colours = (BLUE, ORANGE, FAINT)
+    colours, dashes = (BLUE, ORANGE, FAINT), ("--", ":", "-.")
     for i, (name, value) in enumerate(values.items()):
         colour, mean = colours[i % len(colours)], value.mean().item()
         inside = value.clamp(edges[0].item(), edges[-1].item()).numpy()
         says = f"{name}: {len(value)}, mean {mean:.3g}"
         axes.hist(inside, bins=edges.numpy(), density=True, color=colour, alpha=0.5, label=says)
-        axes.axvline(mean, color=colour, linestyle="--", linewidth=1.2)
+        axes.axvline(mean, color=colour, linestyle=dashes[i % len(dashes)], linewidth=1.6)
     axes.set(xlabel=label, ylabel="density of examples", title=title or "")
     axes.legend()

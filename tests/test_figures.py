@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from experiments import figures, likelihood_figures, training_figures
+from experiments import figures, likelihood_figures, plane_figures, training_figures
 from experiments.canvas import running_mean, tile
 from experiments.labels import place_labels
 from experiments.metrics import Floor
@@ -43,14 +43,14 @@ DRAW = {
     "quality_against_nfe, one": lambda p: figures.quality_against_nfe([rows(9)[0] | {"distance_std": 0.01}], FLOOR, p),
     "noise_to_data": lambda p: figures.noise_to_data(50 * normal(13, 2, 1, 8, 8), torch.linspace(1, 1e-5, 13), p),
     "noise_to_data, short": lambda p: figures.noise_to_data(torch.zeros(2, 1, 3, 4, 4), [1, 0], p),
-    "trajectories_2d": lambda p: figures.trajectories_2d(normal(5, 6, 2), p),
-    "trajectories_2d, wide": lambda p: figures.trajectories_2d(
+    "trajectories_2d": lambda p: plane_figures.trajectories_2d(normal(5, 6, 2), p),
+    "trajectories_2d, wide": lambda p: plane_figures.trajectories_2d(
         torch.logspace(2, 0, 5)[:, None, None] * normal(5, 6, 2), p, data=normal(80, 2)
     ),
-    "score_fields": lambda p: figures.score_fields(
+    "score_fields": lambda p: plane_figures.score_fields(
         -plane().expand(2, 7, 7, 2), normal(2, 7, 7, 2), plane(), p, [0.1, 1]
     ),
-    "density_maps": lambda p: figures.density_maps(-8 * plane().square().sum(-1), normal(7, 7), plane(), p),
+    "density_maps": lambda p: plane_figures.density_maps(-8 * plane().square().sum(-1), normal(7, 7), plane(), p),
     "audit_bars": lambda p: figures.audit_bars({"prior": 2.0, "divergence": -0.5}, BASELINES, 1.5, 0.01, p),
     "histogram": lambda p: likelihood_figures.histogram({"test": normal(50), "other": 2 + normal(9)}, "bits", p),
     "histogram, constant": lambda p: likelihood_figures.histogram({"test": torch.ones(3)}, "bits", p, title="one"),
@@ -93,11 +93,13 @@ WRONG = {
     "validation: expected shape (V, 2), found (2)": lambda p: figures.loss_curve([1], [1.0], p, validation=[1, 2]),
     "rows: expected shape (R, 3), found (0)": lambda p: figures.quality_against_nfe([], FLOOR, p),
     "times: expected shape (4), found (3)": lambda p: figures.noise_to_data(normal(4, 1, 1, 2, 2), [1, 2, 3], p),
-    "trajectory: expected shape (K, N, 2), found (4, 5, 3)": lambda p: figures.trajectories_2d(normal(4, 5, 3), p),
-    "learned: expected shape (1, 7, 7, 2), found (1, 7, 6, 2)": lambda p: figures.score_fields(
+    "trajectory: expected shape (K, N, 2), found (4, 5, 3)": lambda p: plane_figures.trajectories_2d(
+        normal(4, 5, 3), p
+    ),
+    "learned: expected shape (1, 7, 7, 2), found (1, 7, 6, 2)": lambda p: plane_figures.score_fields(
         normal(1, 7, 7, 2), normal(1, 7, 6, 2), plane(), p, [1]
     ),
-    "exact: expected shape (M, M), found (7, 6)": lambda p: figures.density_maps(
+    "exact: expected shape (M, M), found (7, 6)": lambda p: plane_figures.density_maps(
         normal(7, 6), normal(7, 7), plane(), p
     ),
     "sum to value = 2.0000, found a sum of 1.5000": lambda p: figures.audit_bars({"prior": 1.5}, {}, 2.0, 0.0, p),
