@@ -10,6 +10,7 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import hydra
@@ -85,8 +86,19 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "\\'") + "'"
 
 
+_EXTRAS = {
+    "hydra/launcher=joblib": ("sweep", "hydra_joblib_launcher"),
+    "hydra/launcher=submitit": ("slurm", "hydra_submitit_launcher"),
+    "hparams_search=": ("hpo", "hydra_optuna_sweeper"),
+}
+
+
 def suggest(overrides: list[str]) -> None:
-    """Say what keys there are that are like a misspelt one."""
+    """Say which extra is missing, or what keys there are that are like a misspelt one."""
+    for beginning, (extra, module) in _EXTRAS.items():
+        if any(one.startswith(beginning) for one in overrides) and not _installed(module):
+            print(f'{beginning}... needs an extra: pip install "unified-score-sde[{extra}]"', file=sys.stderr)
+            return
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -101,6 +113,13 @@ def suggest(overrides: list[str]) -> None:
         near = get_close_matches(key, known, n=2, cutoff=0.75) if key not in known else []
         if near:
             print(f"{key}: do you mean {' or '.join(near)}?", file=sys.stderr)
+
+
+def _installed(plugin: str) -> bool:
+    try:
+        return find_spec(f"hydra_plugins.{plugin}") is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False
 
 
 def _keys(tree: dict, above: str = "") -> list[str]:

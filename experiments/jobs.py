@@ -30,7 +30,7 @@ def work(config: DictConfig, about: Any, job: Callable[[DictConfig, Run], None])
         log.error("job failed: %s", error)
         return None
     if run is None:
-        print(f"{folder}: {state_of(folder)} already", flush=True)
+        print(f"{folder}: {state_of(folder)}; there is nothing to do", flush=True)
     else:
         with handled(), fresh(config.seed):
             _prepare(config, run, about)

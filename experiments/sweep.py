@@ -84,8 +84,10 @@ class Sweep:
         print(f"\n{as_text(rows)}\n\nThe sweep: {self.folder}", flush=True)
         for row in rows:
             if row.status in ("failed", "killed"):
-                print(f"error: job {row.job} {row.status}: {row.reason or row.folder}", file=sys.stderr)
+                print(f"error: job {row.job} {row.status}: {row.reason}", file=sys.stderr)
         fine = all(row.status in (DONE, SKIPPED) for row in rows)
+        if not fine:
+            print(f"the same command line with hydra.sweep.dir={self.folder} does what is left", file=sys.stderr)
         code = code if code > 2 else int(not fine or bool(code))
         if self.folder.is_dir():
             self._write(rows, code)
@@ -101,6 +103,8 @@ class Sweep:
             state, reason = (SKIPPED, "done before") if state == DONE else (NOT_BEGUN, "")
         elif not own:
             reason = "by another sweep"
+        elif state == "killed":
+            reason = "its process was ended by force"
         reason = " ".join(reason.split())
         return Row(number, state or NOT_BEGUN, status.get("seconds"), cell.name, reason, " ".join(cell.overrides))
 
