@@ -58,6 +58,7 @@ def _rounds() -> int:
     code, left = _round(), math.inf
     while (now := sweep.current()) is not None:
         if not (rows := now.rows()) and code == 1:
+            sweep.drop()
             return code
         _begun.append(True)
         left = sweep.again(code, left)

@@ -79,7 +79,7 @@ class Sweep:
     def end(self, code: int) -> int:
         """Print the table, write it, and return the exit code: 0 where all is done, 1, or that of an interrupt."""
         self.wait(_PATIENCE if code > 2 else None)
-        self._signals.close()
+        self.close()
         rows = self.rows()
         print(f"\n{as_text(rows)}\n\nThe sweep: {self.folder}", flush=True)
         for row in rows:
@@ -92,6 +92,10 @@ class Sweep:
         if self.folder.is_dir():
             self._write(rows, code)
         return code
+
+    def close(self) -> None:
+        """From here on a signal does what it did before."""
+        self._signals.close()
 
     def _row(self, number: int, cell: Planned) -> Row:
         folder = self.folder / cell.name
@@ -152,13 +156,19 @@ def begin(config: DictConfig) -> Sweep:
 
 def finish(code: int) -> int:
     """The end of this process's sweep; see ``Sweep.end``."""
+    try:
+        return _now.end(code)
+    finally:
+        drop()
+
+
+def drop() -> None:
+    """No sweep any more, as where Hydra refused it."""
     global _now
     sweep, _now = _now, None
-    try:
-        return sweep.end(code)
-    finally:
-        for name in (INVOCATION, COMMAND, AXES):
-            os.environ.pop(name, None)
+    sweep.close()
+    for name in (INVOCATION, COMMAND, AXES):
+        os.environ.pop(name, None)
 
 
 def command_line() -> list[str]:
