@@ -96,6 +96,7 @@ def test_a_sweep_goes_on_where_it_ended(tmp_path, score_sde):
     assert not [path for path in tmp_path.rglob("*") if "=" in path.name]
 
 
+@pytest.mark.slow
 def test_the_second_job_is_what_it_is_alone(tmp_path, score_sde):
     given = ("-m", *SMALL, "solver=euler_maruyama", "solver.steps=4")
     assert score_sde(*given, "sde=ve,vp", f"hydra.sweep.dir={tmp_path / 'both'}")[0] == 0
