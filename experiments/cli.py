@@ -164,7 +164,7 @@ def _job(config: DictConfig, run: "Run") -> None:
 
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        check(config) if sweeping else trust(config.plugins, sys.argv[1:])
+        check(config, run) if sweeping else trust(config.plugins, sys.argv[1:])
         with joined(config.device):
             build(config.task, where="task")(config, run)
         note_value(config, run)

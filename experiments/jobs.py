@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments import sweep
@@ -33,27 +34,17 @@ def work(config: DictConfig, about: Any, job: Callable[[DictConfig, Run], None])
         print(f"{folder}: {state_of(folder)}; there is nothing to do", flush=True)
     else:
         with handled(), fresh(config.seed):
-            _prepare(config, run, about)
             job(config, run)
     return _value(config, folder)
 
 
-def check(config: DictConfig) -> None:
-    """What a single run is checked for before its folder is made, and that a search will find its number."""
+def check(config: DictConfig, run: Run) -> None:
+    """What a single run is checked for before its folder is made; settings that are each job's own are put in."""
+    from experiments.gpus import device_for
     from experiments.preflight import preflight
 
     preflight(config, sweep.command_line())
-
-
-def note_value(config: DictConfig, run: Run) -> None:
-    """Note the number that a search wants; raises ``ValueError`` where the task has not found it."""
-    if config.optimize is not None:
-        run.note(optimized={"path": config.optimize, "value": sweep.objective(run.summary, config.optimize)})
-
-
-def _prepare(config: DictConfig, run: Run, about: Any) -> None:
-    from experiments.gpus import device_for
-
+    about = HydraConfig.get()
     OmegaConf.set_readonly(config, False)
     with open_dict(config):
         config.device = device_for(config.device, Path(about.sweep.dir), about.job.num)
@@ -63,7 +54,17 @@ def _prepare(config: DictConfig, run: Run, about: Any) -> None:
             config.resume = None
 
 
+def note_value(config: DictConfig, run: Run) -> None:
+    """Note the number that a search wants; raises ``ValueError`` where the task has not found it."""
+    if config.optimize is not None:
+        run.note(optimized={"path": config.optimize, "value": sweep.objective(run.summary, config.optimize)})
+
+
 def _value(config: DictConfig, folder: Path) -> float | None:
     if config.optimize is None or state_of(folder) != sweep.DONE:
         return None
-    return sweep.objective(read_json(folder / "summary.json"), config.optimize)
+    try:
+        return sweep.objective(read_json(folder / "summary.json"), config.optimize)
+    except ValueError as error:  # it was done without
+        log.error("%s: %s", folder, error)
+        return None
