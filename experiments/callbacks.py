@@ -1,13 +1,16 @@
 """What happens before Hydra writes anything."""
 
+import os
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from experiments import sweep
 from experiments.run import taken, unfinished
 
 
@@ -23,10 +26,21 @@ class RefuseTakenFolders(Callback):
             _refuse(folder, "status.json", "a run", "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """A sweep."""
+        """A sweep, which may go on in its folder."""
         folder = Path(config.hydra.sweep.dir)
-        _try_to_write(folder, "hydra.sweep.dir")
-        _refuse(folder, "multirun.yaml", "a sweep", "hydra.sweep.dir")
+        if sweep.current() is None:
+            _try_to_write(folder, "hydra.sweep.dir")
+            _refuse(folder, "status.json", "a run", "hydra.sweep.dir")
+            _keep(folder / "multirun.yaml")
+        sweep.begin(config)
+
+
+def _keep(file: Path) -> None:
+    """Hydra writes the file anew: keep the former invocation's, as multirun.before.yaml, multirun.before-2.yaml, ..."""
+    if not file.is_file():
+        return
+    names = (file.with_name(f"multirun.before{'' if i == 1 else f'-{i}'}.yaml") for i in count(1))
+    os.replace(file, next(name for name in names if not name.exists()))
 
 
 def _check(config: DictConfig) -> None:

@@ -41,14 +41,14 @@ class Run:
     """One run's folder: ``status.json``, ``metrics.csv``, ``summary.json``, and folders of checkpoints and figures.
 
     Creating it claims the folder. A folder that holds a run already is refused, so that nothing is overwritten, but for
-    one that can be gone on with (``unfinished``), where ``resume`` says so. Raises ``RunFolderTaken``, or ``OSError``
-    where nothing can be written.
+    one that can be gone on with (``unfinished``), where ``resume`` says so. ``more`` is noted in ``status.json``.
+    Raises ``RunFolderTaken``, or ``OSError`` where nothing can be written.
     """
 
-    def __init__(self, folder: str | Path, task: str, resume: bool = False):
+    def __init__(self, folder: str | Path, task: str, resume: bool = False, **more: Any):
         self.folder, self.started, self.summary = Path(folder), time.time(), {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder)
+        self._lock = locked(self.folder)
         if self._lock is None:
             raise RunFolderTaken(being_written(self.folder))
         if hasattr(os, "register_at_fork"):  # a child that outlives this process must not keep the folder
@@ -60,15 +60,15 @@ class Run:
                 raise RunFolderTaken(taken(self.folder, "a run", "hydra.run.dir"))
             self._go_on(status)
         self._status = {"task": task, "state": "running", "pid": os.getpid(), "host": socket.gethostname()}
-        self._status["started"] = _now()
+        self._status |= {"started": _now(), **more}
         write_json(status, self._status)
 
     def _go_on(self, status: Path) -> None:
         """Where a former run of this folder ended."""
-        former = _read_json(status)
+        former = read_json(status)
         if former.get("state") == "running":
-            log.warning("the run in %s (%s) died without an end; going on in its place", self.folder, _owner(former))
-        self.summary = _read_json(self.folder / "summary.json")
+            log.warning("the run in %s (%s) died without an end; going on in its place", self.folder, owner_of(former))
+        self.summary = read_json(self.folder / "summary.json")
         os.replace(status, status.with_suffix(".before.json"))
 
     @property
@@ -209,11 +209,11 @@ def unfinished(folder: Path) -> bool:
 
     A trained network can: with more steps, or with what comes after the training.
     """
-    return (folder / "status.json").is_file() and _free(folder) and _open_end(folder)
+    return (folder / "status.json").is_file() and is_free(folder) and _open_end(folder)
 
 
 def _open_end(folder: Path) -> bool:
-    return _trained(folder) or _read_json(folder / "status.json").get("state") != "done"
+    return _trained(folder) or read_json(folder / "status.json").get("state") != "done"
 
 
 def _trained(folder: Path) -> bool:
@@ -222,17 +222,18 @@ def _trained(folder: Path) -> bool:
 
 def being_written(folder: Path) -> str:
     """What to tell someone whose output folder another process writes into at this moment."""
-    owner = _owner(_read_json(folder / "status.json"))
+    owner = owner_of(read_json(folder / "status.json"))
     return f"{folder} is being written by another run ({owner}); wait for its end, or choose another hydra.run.dir"
 
 
-def _owner(status: dict[str, Any]) -> str:
+def owner_of(status: dict[str, Any]) -> str:
+    """Who wrote a status."""
     return f"process {status.get('pid', 'unknown')} on {status.get('host', 'this machine')}"
 
 
-def _locked(folder: Path) -> BinaryIO | None:
-    """An open file that holds the lock of the folder until it is closed; None where another process holds it."""
-    file = (folder / ".lock").open("ab")
+def locked(folder: Path, name: str = ".lock") -> BinaryIO | None:
+    """An open file that holds a lock of the folder until it is closed; None where another process holds it."""
+    file = (folder / name).open("ab")
     try:
         if fcntl is None:
             raise OSError(errno.ENOTSUP, "no locks")
@@ -241,22 +242,24 @@ def _locked(folder: Path) -> BinaryIO | None:
     except BlockingIOError:
         held = True
     except OSError:  # a system, or a file system, without locks: the process number must do
-        status = _read_json(folder / "status.json")
+        status = read_json(folder / "status.json")
         held = status.get("state") == "running" and status["pid"] != os.getpid() and _alive(status["pid"])
     if held:
         file.close()
     return None if held else file
 
 
-def _free(folder: Path) -> bool:
-    lock = _locked(folder)
+def is_free(folder: Path) -> bool:
+    """Whether no process works in the folder."""
+    lock = locked(folder)
     if lock is None:
         return False
     lock.close()
     return True
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The table of names and values in a file; an empty one where there is none that can be read."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # a crash may leave an empty status

@@ -107,6 +107,8 @@ class Config:
     seed: int = 0
     device: str = "auto"
     checkpoint: str | None = None
+    networks: str | None = None
+    optimize: str | None = None
     resume: str | None = None
     plugins: list[str] = field(default_factory=list)
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments import checkpoint, report
 from experiments.build import ConfigError, build
@@ -57,12 +57,20 @@ class Session:
 
 
 def load_model(session: Session) -> ScoreModel:
-    """The checkpoint's model, under another process if asked for; refused for another data convention."""
-    model, convention, step = checkpoint.load(session.config.checkpoint, session.device)
+    """The checkpoint's model, under another process if asked for; refused for another data convention.
+
+    Without a checkpoint it is that of the store of networks, where there is one.
+    """
+    from experiments import networks  # which trains, and what a training looks at on its way needs this module
+
+    if session.config.checkpoint is None and networks.store(session.config) is not None:
+        session.config = OmegaConf.merge(session.config, {"checkpoint": str(networks.obtain(session))})
+    path = session.config.checkpoint
+    model, convention, step = checkpoint.load(path, session.device)
     here = session.problem.convention()
     if convention != here:
         raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
-    session.run.note(checkpoint={"path": session.config.checkpoint, "step": step, "sde": str(model.sde)})
+    session.run.note(checkpoint={"path": path, "step": step, "sde": str(model.sde)})
     if session.config.under is None:
         return model
     other = build(session.config.under, where="under", allowed=("sde.",))

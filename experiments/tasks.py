@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments import checkpoint, comparison, pictures, report, training, verification
+from experiments import comparison, networks, pictures, report, verification
 from experiments.build import ConfigError, build
 from experiments.draw import draw
 from experiments.likelihood_tasks import check_likelihood, evaluate_likelihood
 from experiments.metrics import classifier_confidence, copy_report
-from experiments.problem import Problem, build_model
-from experiments.records import build_logger
+from experiments.problem import Problem
 from experiments.run import Run, provenance
 from experiments.session import Session, load_model
-from experiments.watch import Watch
 from sde import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -30,8 +28,7 @@ def train(config: DictConfig, run: Run) -> None:
     """Train a score network and save it."""
     session = Session(config, run, resumable=True)
     check_training(session)
-    training.train(config, session.problem, session.device, run)
-    session.figures += pictures.of_training(run)
+    networks.trained(session)
     session.close()
 
 
@@ -64,8 +61,7 @@ def everything(config: DictConfig, run: Run) -> None:
     check_training(session)
     check_comparison(session)
     check_likelihood(session, build(config.sde, where="sde", allowed=("sde.",)))
-    model = training.train(config, session.problem, session.device, run).to(session.device)
-    session.figures += pictures.of_training(run)
+    model = networks.trained(session).to(session.device)
     log.info("comparing samplers")
     compare_samplers(session, model)
     session.figures += pictures.of_flow(model, session.problem, run, session.device, config.seed)
@@ -93,13 +89,7 @@ def check_training(session: Session) -> None:
     """Build what training needs, to refuse what can't work before any time is spent."""
     if session.config.under is not None:
         raise ConfigError("sde@under= is for a trained model (task=sample, likelihood, compare); train under sde=")
-    model = build_model(session.config, session.problem.convention(), session.problem.data.train)
-    training.check(session.config.train, session.device, session.problem.data.shape, model.sde.learned)
-    training.build_objective(session.config, model)
-    build_logger(session.config)
-    checkpoint.about(session.config, session.problem.convention())
-    Watch(session.config, session.problem, session.device, session.run.folder).check(model)
-    session.diagnose(model.sde)
+    networks.check(session)
 
 
 def check_comparison(session: Session) -> None:

@@ -29,9 +29,20 @@ log = logging.getLogger(__name__)
 # Settings without an influence on the weights, by the beginnings of their names.
 _FREE = (
     *("task", "resume", "checkpoint", "device", "logger", "plugins", "solver", "under", "likelihood", "compare", "ood"),
-    *("interpolate", "data.path", "train.log_every", "train.save_every", "train.keep_every", "train.early_stop"),
+    *(
+        "networks",
+        "optimize",
+        "interpolate",
+        "data.path",
+        "train.log_every",
+        "train.save_every",
+        "train.keep_every",
+        "train.early_stop",
+    ),
     *("train.max_bad_steps", "train.workers", "train.data_on_device", "train.watch"),
 )
+# Of these, those that a training's end depends on where it may stop early.
+_JUDGE = ("train.early_stop", "train.save_every", "train.log_every")
 _FIXED = ("sde", "net", "parametrization", "label", "data", "dequantization", "objective")
 _FEW = 256
 
@@ -158,6 +169,14 @@ def require_same_training(file: Path, content: dict[str, Any], config: DictConfi
         raise ConfigError(f"resume: {file} was trained on {found}; take the same files, or leave resume out")
     if told:
         log.warning("going on with other settings than the training began with: %s", "; ".join(told.values()))
+
+
+def determining(config: DictConfig) -> dict[str, Any]:
+    """The settings that the weights of a whole training depend on, by their dotted names."""
+    settings = flat(resolved(config))
+    found = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
+    judged = {name: settings[name] for name in _JUDGE} if settings["train.early_stop"] is not None else {}
+    return found | judged
 
 
 def warn_of_machine(stored: dict[str, Any], device: torch.device) -> None:

@@ -157,13 +157,14 @@ def test_a_truncated_idx_file_is_named(tmp_path):
 
 def test_a_failing_job_does_not_stop_a_sweep(tmp_path):
     arguments = ["experiment=mixture2d", "task=train", "train.steps=5", "train.log_every=5", "net.depth=1"]
-    code, _, err = score_sde("-m", *arguments, "train.ema=0.9,2.0,0.99", f"hydra.sweep.dir={tmp_path}")
-    states = [json.loads((tmp_path / str(i) / "status.json").read_text())["state"] for i in range(3)]
-    assert states == ["done", "failed", "done"] and code == 1
-    assert "train.ema must lie in [0, 1)" in (tmp_path / "1" / "run.log").read_text()
-    assert "train.ema must lie in [0, 1)" in err
-    code, _, err = score_sde("-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
-    assert code == 2 and "already holds a sweep" in err
+    code, out, err = score_sde("-m", *arguments, "train.ema=0.9,2.0,0.99", f"hydra.sweep.dir={tmp_path}")
+    cells = json.loads((tmp_path / "sweep.json").read_text())["cells"]
+    assert [cell["status"] for cell in cells] == ["done", "failed", "done"] and code == 1
+    failed = tmp_path / cells[1]["folder"]
+    assert json.loads((failed / "status.json").read_text())["state"] == "failed"
+    assert "train.ema must lie in [0, 1)" in (failed / "run.log").read_text() and "2 done, 1 failed" in out
+    assert "error: job 1 failed: ConfigError: train.ema must lie in [0, 1)" in err and "Traceback" not in err
+    assert len(list((tmp_path / "networks").glob("*/checkpoints/last.pt"))) == 2
 
 
 @pytest.mark.parametrize(
