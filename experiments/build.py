@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 OWN = ("sde", "models", "solvers", "experiments")
-_PARTS = ("data", "dequantizers", "loggers", "problem", "tasks", "likelihood_tasks", "checkpoint_tasks")
+_PARTS = ("data", "dequantizers", "loggers", "problem", "tasks", "likelihood_tasks", "checkpoint_tasks", "report_task")
 ALLOWED = ("sde.", "models.", "solvers.", *(f"experiments.{module}." for module in _PARTS))
 _trusted: tuple[str, ...] = ()
 _PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}

@@ -105,6 +105,7 @@ class Config:
     device: str = "auto"
     checkpoint: str | None = None
     resume: str | None = None
+    runs: Any = None
     plugins: list[str] = field(default_factory=list)
 
 
