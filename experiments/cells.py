@@ -33,7 +33,9 @@ class Cell:
 
     def plain(self) -> str:
         """For a terminal."""
-        words = " ".join(word for word, _ in self.links) or self.text
+        few = len(self.links) <= 2
+        words = " ".join(word for word, _ in self.links) if few else f"{len(self.links)} files"
+        words = words or self.text
         return f"{one_line(words)} {self.mark}".rstrip()
 
     def markdown(self) -> str:

@@ -34,7 +34,7 @@ _OVER = "Values are means over seeds ± standard deviation / sqrt(seeds); of one
 
 @dataclass
 class Chapter:
-    """A heading, and below it sentences, tables and pictures (path, caption). ``lines``: the numbers, for a CSV file."""
+    """A heading, and below it sentences, tables and pictures (path, caption). ``lines``: its numbers, for a CSV."""
 
     title: str
     words: list[str] = field(default_factory=list)
@@ -67,10 +67,10 @@ def samplers(found: Sequence[Standings], runs: Sequence[StoredRun]) -> Chapter:
     if found:
         chapter.words = [_OVER, *_apart(runs, len(found), measured), league.READING]
     for i, standing in enumerate(found):
-        lead = [*_settings(standing.of), _seeds([row["seeds"] for row in standing.rows])]
+        lead, beside = _settings(standing.of), [_seeds([row["seeds"] for row in standing.rows])]
         title = standing.title if len(found) == 1 else f"{i + 1}. {standing.title}"
         rows, fronts = standing.rows, {name: front(standing, name) for name in ("nfe", "seconds")}
-        chapter.tables.append(league.samplers_table(rows, standing.metrics, fronts, title, lead))
+        chapter.tables.append(league.samplers_table(rows, standing.metrics, fronts, title, lead, beside))
         place = {"table": f"samplers {i + 1}", "measured": standing.title}
         for row, group in zip(rows, standing.of, strict=True):
             flat = league.flat_row(row, standing.metrics)
@@ -124,26 +124,25 @@ def trainings(collected: Collected) -> Chapter:
         found = groups(some)
         lanes = [*_settings(found), _seeds([group.seeds for group in found])]
         lanes += [
-            Lane(Column(name), [number(_over(group, "training", name)[0], ",.6g") for group in found])
-            for name in ("steps", "parameters", "seconds")
+            Lane(Column(name), [number(_over(group, "training", name)[0], form) for group in found])
+            for name, form in (("steps", ",.0f"), ("parameters", ",.0f"), ("seconds", ",.1f"))
         ]
         losses = [_over(group, "training", "loss") for group in found]
         lanes.append(Lane(Column("loss", "of the last steps"), [uncertain(*one) for one in losses]))
         checked = [over_seeds([(run.seed, _validation(run), None) for run in group.runs]) for group in found]
         lanes.append(Lane(Column("validation loss", "the lowest one"), [uncertain(*one) for one in checked]))
-        title = " ".join(
-            [shown("objective._target_", some[0].settings.get("objective._target_", "")), _of_data(some[0])]
-        )
-        chapter.tables.append(_table(lanes, (title if len(parted) == 1 else f"{i + 1}. {title}").strip()))
+        title = _objective(some[0])
+        chapter.tables.append(_table(lanes, title if len(parted) == 1 else f"{i + 1}. {title}"))
         for group, (loss, stderr) in zip(found, losses, strict=True):
             place = {"table": f"training {i + 1}", "measured": title} | plain(group.settings)
             chapter.lines.append(place | {"seeds": group.seeds, "training_loss": loss, "training_loss_stderr": stderr})
     return chapter
 
 
-def _of_data(run: StoredRun) -> str:
+def _objective(run: StoredRun) -> str:
     name = (run.summary.get("data") or {}).get("name")
-    return f"on {name}" if name else ""
+    words = [shown("objective._target_", run.settings.get("objective._target_", "")), f"on {name}" if name else ""]
+    return " ".join(filter(None, words))
 
 
 def _validation(run: StoredRun) -> float | None:
@@ -228,6 +227,5 @@ def _apart(runs: Sequence[StoredRun], tables: int, measure: Callable[[StoredRun]
 
 
 def _table(lanes: Sequence[Lane], title: str) -> Table:
-    return Table(
-        tuple(lane.column for lane in lanes), transpose(lane.cells for lane in lanes), (), title, league.LEGEND
-    )
+    columns, rows = tuple(lane.column for lane in lanes), transpose(lane.cells for lane in lanes)
+    return Table(columns, rows, caption=title, legend=league.LEGEND)

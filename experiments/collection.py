@@ -141,6 +141,7 @@ def _stored(folder: Path, name: str) -> StoredRun:
         wrong.append(str(error))
     if wrong:
         state, reason = "unreadable", "; ".join([*wrong, reason] if reason else wrong)
+    settings.pop("device", None)  # as configured, such as auto, it says nothing
     if "device" in summary:
         settings["device"] = summary["device"]
     seconds = status.get("seconds") if isinstance(status.get("seconds"), int | float) else None

@@ -15,15 +15,9 @@ from typing import Any, TypeVar
 from experiments.collection import StoredRun
 
 T = TypeVar("T")
-_FREE = (
-    "compare.names",
-    "compare.budgets",
-    "compare.solvers",
-    "compare.seeds",
-    "compare.batch_size",
-    "compare.samples",
-)
+_FREE = tuple(f"compare.{name}" for name in ("names", "budgets", "solvers", "seeds", "batch_size", "samples"))
 """Settings of a comparison that don't change what a number in it means; ``samples`` is noted as it came out."""
+NOTED = "device"  # what a run finds out: one that did not come so far is no other for that
 _PLACE = ("data.path",)  # where examples lie, not which they are
 
 
@@ -66,7 +60,8 @@ def varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     for key in dict.fromkeys(key for one in settings for key in one):
-        parted = by(settings, lambda one, key=key: _classes(one, key))
+        known = [one for one in settings if key in one] if key == NOTED else settings
+        parted = by(known, lambda one, key=key: _classes(one, key))
         if any(len({_word(one.get(key, _ABSENT)) for one in same}) > 1 for same in parted.values()):
             found.append(key)
     return [key for key in found if f"{key}._target_" not in found]  # null beside a class: the class says it

@@ -84,13 +84,15 @@ def samplers_table(
     fronts: Mapping[str, Sequence[int]],
     title: str = "",
     lead: Sequence[Lane] = (),
+    beside: Sequence[Lane] = (),
 ) -> Table:
     """Rows of any comparisons on the same metrics, in one table.
 
-    rows, metrics: as in a comparison. fronts: "nfe" and "seconds" -> numbers of the rows on that Pareto front. lead:
-    columns before the samplers'.
+    rows, metrics: as in a comparison. fronts: "nfe" and "seconds" -> numbers of the rows on that Pareto front. lead,
+    beside: columns before and after the samplers'.
     """
-    lanes = [*lead, *_costs(rows, fronts)]
+    first, *costs = _costs(rows, fronts)
+    lanes = [*lead, first, *beside, *costs]
     for name, metric in metrics.items():
         lanes += _metric(name, metric, rows)
     if any(metric.get("floor") for metric in metrics.values()):
@@ -118,9 +120,9 @@ def _costs(rows: Sequence[Mapping[str, Any]], fronts: Mapping[str, Sequence[int]
         head = Column("final", "what the last step returns: a sample, or the mean given the state before it")
         lanes.append(lane(head, lambda row: Cell(row.get("final") or MISSING)))
     forward = Column("NFE", "calls of the network, forward, for a batch of samples")
-    lanes.append(lane(forward, lambda row: number(row["nfe"]), "nfe"))
+    lanes.append(lane(forward, lambda row: number(row["nfe"], ",.6g"), "nfe"))
     if any(row.get("backward") for row in rows):
-        lanes.append(lane(Column("backward", "calls backward"), lambda row: number(row.get("backward"))))
+        lanes.append(lane(Column("backward", "calls backward"), lambda row: number(row.get("backward"), ",.6g")))
     lanes.append(lane(Column("seconds", "wall time of one seed's samples"), lambda row: _seconds(row), "seconds"))
     if any(row.get("peak_memory_bytes") for row in rows):
         lanes.append(lane(Column("peak MiB", "largest memory in use"), lambda row: _memory(row)))
@@ -224,17 +226,17 @@ def comparison_page(summary: Mapping[str, Any], config_text: str, figures: Seque
     parts: list[Part] = [Words(". ".join(described) + "."), *(Words(line) for line in recommendation(comparison))]
     if comparison.get("chosen"):
         parts.append(Words(f"solver= stands for {readable(comparison['chosen'])}."))
-    sections = [Section("", tuple(parts)), Section("Samplers", (league(comparison), Words(READING)))]
+    sections = [Section("", tuple(parts)), Section("Samplers", (league(comparison), Words(OVER), Words(READING)))]
     if figures:
         sections.append(Section("Figures", (gallery(figures),)))
     sections.append(Section("Configuration", (Settings("The configuration of this run", config_text),)))
     return Page("Samplers compared", tuple(sections)).html()
 
 
+OVER = "Values are means over the seeds of sampling ± one standard error."
 READING = (
-    "NFE counts calls of the network. Values are means over seeds ± one standard error; a pointer on one shows its "
-    "95 % interval. The noise floor is what as many real examples score in place of samples: nothing that is right "
-    "is expected below it."
+    "NFE counts calls of the network. A pointer on a value shows its 95 % interval. The noise floor is what as many "
+    "real examples score in place of samples: nothing that is right is expected below it."
 )
 
 

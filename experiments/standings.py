@@ -1,6 +1,7 @@
 """Samplers over many runs: rows over seeds of comparisons that were measured alike, their order and their front."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -51,12 +52,22 @@ def _standing(runs: Sequence[StoredRun]) -> Standings:
     }
     rows, of = [], []
     for group in groups(runs):
-        lines = [(run, row) for run in group.runs for row in run.summary["comparison"]["rows"]]
-        for same in by(lines, lambda line: tuple(line[1].get(name) for name in _LINE)).values():
-            rows.append(_row(same, metrics))
+        for same in by([line for run in group.runs for line in _lines(run)], lambda line: line[0]).values():
+            rows.append(_row([line[1:] for line in same], metrics))
             of.append(group)
     settings = {name: value for name, value in comparisons[0]["settings"].items() if name != "seeds"}
     return Standings(metrics, rows, of, hidden(league.caption(settings)))
+
+
+def _lines(run: StoredRun) -> list[tuple[Hashable, StoredRun, dict[str, Any]]]:
+    """The rows of a run, each with what is equal in the same row of other seeds; no two rows of a run are the same."""
+    seen: Counter[Hashable] = Counter()
+    found = []
+    for row in run.summary["comparison"]["rows"]:
+        key = tuple(row.get(name) for name in _LINE)
+        found.append(((key, seen[key]), run, row))
+        seen[key] += 1
+    return found
 
 
 def _mean_floor(floors: Sequence[dict[str, float] | None]) -> dict[str, float] | None:

@@ -88,9 +88,7 @@ def stored(
 
 def png(path: Path, size: int = 96) -> Path:
     """A small picture, with a pattern to be seen."""
-    rows = (
-        b"\0" + bytes(int(127 + 120 * math.sin(x / 7) * math.cos(y / 5)) for x in range(size)) for y in range(size)
-    )
+    rows = (b"\0" + bytes(int(127 + 120 * math.sin(x / 7) * math.cos(y / 5)) for x in range(size)) for y in range(size))
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
