@@ -83,8 +83,8 @@ class Table:
 
     def markdown(self) -> str:
         """For Markdown, with what is a number aligned right."""
-        numeric = [any(row[i].value is not None for row in self.rows) for i in range(len(self.columns))]
-        lines = [[_markdown(column.name) for column in self.columns], ["--:" if one else "---" for one in numeric]]
+        lines = [[_markdown(column.name) for column in self.columns]]
+        lines.append(["--:" if numeric else "---" for numeric in self._numeric()])
         lines += [[cell.markdown() for cell in row] for row in (*self.rows, *self.footer)]
         text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         above = f"{_markdown(self.caption)}\n\n" if self.caption else ""
@@ -93,23 +93,29 @@ class Table:
 
     def html(self) -> str:
         """For a page. Without a script it is a plain table; with it, one that is sorted and filtered."""
-        marks = dict(self.legend)
-        head = "".join(_head(column) for column in self.columns)
-        rows = (
-            (' class="front"' if i in self.front else "", "".join(_cell(cell, marks) for cell in row))
-            for i, row in enumerate(self.rows)
-        )
-        body = "\n".join(f"<tr{kind}>{cells}</tr>" for kind, cells in rows)
-        foot = "\n".join(f"<tr>{''.join(_cell(cell, marks) for cell in row)}</tr>" for row in self.footer)
-        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
-        legend = "".join(f"<p class='legend'>{escape(mark)} {escape(words)}</p>\n" for mark, words in self._used())
+        numeric = self._numeric()
+        head = "".join(_head(column, right) for column, right in zip(self.columns, numeric, strict=True))
+        body = "\n".join(self._row(row, numeric, i in self.front) for i, row in enumerate(self.rows))
+        foot = "\n".join(self._row(row, numeric) for row in self.footer)
+        above = f"<h3>{escape(self.caption)}</h3>\n" if self.caption else ""
+        legend = "".join(f'<p class="legend">{escape(mark)} {escape(words)}</p>\n' for mark, words in self._used())
         name = escape(self.caption or "table")
         return (
-            f'<div class="scroll" role="region" tabindex="0" aria-label="{name}">\n<table>{caption}\n'
+            f'{above}<div class="scroll" role="region" tabindex="0" aria-label="{name}">\n<table aria-label="{name}">\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
             + (f"<tfoot>\n{foot}\n</tfoot>\n" if foot else "")
             + f"</table>\n</div>\n{legend}"
         )
+
+    def _row(self, row: tuple[Cell, ...], numeric: list[bool], front: bool = False) -> str:
+        marks = dict(self.legend)
+        cells = "".join(_cell(cell, right, marks) for cell, right in zip(row, numeric, strict=True))
+        kind = ' class="front"' if front else ""
+        return f"<tr{kind}>{cells}</tr>"
+
+    def _numeric(self) -> list[bool]:
+        """Which columns have numbers, and are aligned right."""
+        return [any(row[i].value is not None for row in self.rows) for i in range(len(self.columns))]
 
     def _used(self) -> list[tuple[str, str]]:
         there = {cell.mark for row in (*self.rows, *self.footer) for cell in row}
@@ -203,14 +209,15 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts]
 
 
-def _head(column: Column) -> str:
+def _head(column: Column, numeric: bool) -> str:
+    kind = ' class="number"' if numeric else ""
     title = f' title="{escape(column.title)}"' if column.title else ""
-    return f'<th scope="col"{title}>{escape(column.name)}</th>'
+    return f'<th scope="col"{kind}{title}>{escape(column.name)}</th>'
 
 
-def _cell(cell: Cell, marks: dict[str, str]) -> str:
-    long = cell.value is None and len(cell.text) > _LONG
-    kinds = {"number": cell.value is not None, "best": cell.mark == BEST, "long": long}
+def _cell(cell: Cell, numeric: bool, marks: dict[str, str]) -> str:
+    long = cell.value is None and (len(cell.text) > _LONG or len(cell.links) > 2)
+    kinds = {"number": numeric, "best": cell.mark == BEST, "long": long}
     kind = [name for name, on in kinds.items() if on]
     attributes = f' class="{" ".join(kind)}"' if kind else ""
     attributes += f' data-value="{cell.value!r}"' if cell.value is not None else ""

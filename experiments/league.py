@@ -92,14 +92,11 @@ def samplers_table(
     beside: columns before and after the samplers'.
     """
     first, *costs = _costs(rows, fronts)
-    lanes = [*lead, first, *beside, *costs]
+    lanes = [*lead, first._replace(foot=Cell("real data: noise floor")), *beside, *costs]
     for name, metric in metrics.items():
         lanes += _metric(name, metric, rows)
-    if any(metric.get("floor") for metric in metrics.values()):
-        lanes[0] = lanes[0]._replace(foot=Cell("real data: noise floor"))
-        footer = (tuple(lane.foot for lane in lanes),)
-    else:
-        footer = ()
+    floors = any(metric.get("floor") for metric in metrics.values())
+    footer = (tuple(lane.foot for lane in lanes),) if floors else ()
     front = frozenset(i for numbers in fronts.values() for i in numbers)
     body = transpose(lane.cells for lane in lanes)
     return Table(tuple(lane.column for lane in lanes), body, footer, title, LEGEND, front)

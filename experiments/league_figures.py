@@ -12,6 +12,7 @@ from experiments.cells import SCORES, pareto_front
 from experiments.labels import label_curves
 from experiments.metrics import Floor
 
+_FLOOR = "real data: {0.mean:.3g} ± {0.std:.1g}"
 COSTS = {"nfe": "network calls (NFE)", "seconds": "seconds"}
 
 
@@ -28,7 +29,8 @@ def pareto(
     title: of the value. best: "low", "high" or "zero", which shows absolute values. floor: what real data have, as mean
     +- standard deviation. Raises ``ValueError`` for no rows and for numbers that are not finite or costs below 0.
     """
-    points = checked("rows", [[row["nfe"], row["seconds"], row["value"], row["stderr"] or 0.0] for row in rows], "R, 4")
+    numbers = [[row["nfe"], row["seconds"], row["value"], row["stderr"] or 0.0] for row in rows]
+    points = checked("rows", torch.tensor(numbers, dtype=torch.float64), "R, 4")
     if (points[:, :2] < 0).any():
         raise ValueError(f"rows: expected costs of at least 0, found {points[:, :2].min():g}; mend nfe and seconds.")
     if best == "zero":
@@ -38,6 +40,8 @@ def pareto(
         for i, (axes, label) in enumerate(zip(figure.subplots(1, 2, sharey=True), COSTS.values(), strict=True)):
             axes.set(xlabel=label, ylabel="" if i else title)
             _draw(axes, points[:, [i, 2, 3]], curves, best, floor)
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     return path
 
 
@@ -56,7 +60,14 @@ def _draw(axes, points: Tensor, curves: dict[str, list[int]], best: str, floor: 
     _front(axes, points, best)
     seen = points[:, 1]
     if floor is not None:
-        axes.axhspan(floor.mean - floor.std, floor.mean + floor.std, color=FAINT, alpha=0.3, linewidth=0)
+        axes.axhspan(
+            floor.mean - floor.std,
+            floor.mean + floor.std,
+            color=FAINT,
+            alpha=0.3,
+            linewidth=0,
+            label=_FLOOR.format(floor),
+        )
         axes.axhline(floor.mean, color=FAINT, linewidth=1)
         seen = torch.cat([seen, seen.new_tensor([floor.mean])])
     axes.margins(x=0.15, y=0.12)
@@ -72,4 +83,5 @@ def _front(axes, points: Tensor, best: str) -> None:
     scores = [SCORES[best](value) for value in points[:, 1].tolist()]
     index = pareto_front(points[:, 0].tolist(), scores)
     line = points[index][points[index, 0].argsort(stable=True)]
-    axes.step(*line[:, :2].T, where="post", color=INK, linewidth=5, alpha=0.13, zorder=0.5, solid_joinstyle="round")
+    look = {"color": INK, "linewidth": 5, "alpha": 0.13, "zorder": 0.5, "solid_joinstyle": "round"}
+    axes.step(*line[:, :2].T, where="post", label="Pareto front", **look)

@@ -69,13 +69,14 @@ class Figure:
 
     def html(self) -> str:
         """As HTML."""
-        words = escape(self.caption)
+        words, kind = escape(self.caption), ""
         try:
             picture = f'<img src="{data_uri(Path(self.path))}" alt="{words}">'
+            kind = ' class="wide"' * is_wide(Path(self.path))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             picture = f'<p class="missing">{escape(Path(self.path).name)}: {escape(reason)}</p>'
-        return f"<figure>{picture}<figcaption>{words}</figcaption></figure>\n"
+        return f"<figure{kind}>{picture}<figcaption>{words}</figcaption></figure>\n"
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,14 @@ def data_uri(path: Path) -> str:
     if kind is None:
         raise ValueError("expected a PNG, GIF or JPEG picture, found something else")
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def is_wide(path: Path) -> bool:
+    """Whether a PNG is more than twice as wide as high, by its header."""
+    with path.open("rb") as file:
+        start = file.read(24)
+    width, height = (int.from_bytes(start[i : i + 4], "big") for i in (16, 20))
+    return start.startswith(b"\x89PNG") and width > 2 * height
 
 
 def _digest(text: str) -> str:

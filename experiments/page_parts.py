@@ -28,12 +28,12 @@ a { color: var(--link); }
   outline: 3px solid var(--front); outline-offset: 1px; }
 table { border-collapse: separate; border-spacing: 0; font-size: 0.9rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
-caption { text-align: left; padding: 0.5rem 0.7rem; font-weight: 600; }
-th, td { padding: 0.3rem 0.7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+h3 { font-size: 0.95rem; margin: 1.2rem 0 0.4rem; max-width: 90ch; }
+th, td { padding: 0.3rem 0.55rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
 tbody tr:last-child td { border-bottom: 0; }
 td.long { white-space: normal; min-width: 18rem; }
 thead th { position: sticky; top: 0; z-index: 1; background: var(--head); border-bottom: 2px solid var(--line); }
-td.number { text-align: right; }
+.number { text-align: right; }
 td.best { background: var(--best); font-weight: 700; box-shadow: inset 3px 0 0 var(--edge); }
 tr.front td:first-child { box-shadow: inset 4px 0 0 var(--front); }
 tfoot td { border-top: 2px solid var(--line); border-bottom: 0; font-style: italic; }
@@ -52,7 +52,9 @@ th[aria-sort="descending"] button::after { content: "\\2193"; opacity: 1; }
   margin: 0.8rem 0; align-items: start; }
 figure { margin: 0; padding: 0.6rem; border: 1px solid var(--line); border-radius: 6px; background: #ffffff;
   color: INK; text-align: center; }
+figure.wide { grid-column: 1 / -1; overflow-x: auto; }
 figure img { max-width: 100%; height: auto; }
+figure.wide img { min-width: 40rem; }
 figcaption { font-size: 0.9rem; text-align: left; padding-top: 0.4rem; }
 details { margin: 0.6rem 0; }
 summary { cursor: pointer; font-weight: 600; }

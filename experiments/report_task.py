@@ -104,12 +104,13 @@ def _lines(run: StoredRun, keys: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _figures(found: Sequence[Standings], folder: Path) -> list[tuple[Path, str]]:
-    """Quality against cost for each table of samplers, and the samples of the best of the first."""
+    """Quality against cost for each table of samplers, and the samples of its best."""
     figures = []
     for i, standing in enumerate(found):
         name = "pareto.png" if len(found) == 1 else f"pareto_{i + 1}.png"
         figures += _pareto(standing, folder / "figures" / name)
-    return figures + (best_samples(found[0]) if found else [])
+    samples = {path: words for standing in found for path, words in best_samples(standing)}
+    return figures + list(samples.items())
 
 
 def _pareto(standing: Standings, path: Path) -> list[tuple[Path, str]]:

@@ -62,7 +62,9 @@ def resize(browser, width, scheme="light"):
 
 def samplers(browser):
     """The table of samplers."""
-    (table,) = [t for t in browser.find_elements(By.TAG_NAME, "table") if "samples each" in t.text]
+    (table,) = [
+        t for t in browser.find_elements(By.TAG_NAME, "table") if "samples each" in t.get_attribute("aria-label")
+    ]
     return table
 
 
