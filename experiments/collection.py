@@ -113,7 +113,7 @@ def _runs(root: Path, name: str, left_out: Path | None) -> Iterator[tuple[Path, 
         if folder == left_out:
             folders.clear()
             continue
-        folders[:] = sorted(one for one in folders if one not in _INSIDE and not one.startswith("."))
+        folders[:] = [one for one in folders if one not in _INSIDE and not one.startswith(".")]
         if "status.json" in files:
             below = folder.relative_to(root).parts
             yield folder, "/".join([name, *below] if name else below) or root.name
@@ -186,9 +186,9 @@ def read_summary(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Dotted key -> value, of ``.hydra/config.yaml`` or a network's ``network.json``; nothing without either."""
-    yaml, record = folder / ".hydra" / "config.yaml", folder / "network.json"
-    if yaml.exists():
-        tree = _table(yaml, _yaml, LARGEST_CONFIG)
+    written, record = folder / ".hydra" / "config.yaml", folder / "network.json"
+    if written.exists():
+        tree = _table(written, _yaml, LARGEST_CONFIG)
     elif record.exists():
         tree = read_json(record, LARGEST_CONFIG)
         inner = (tree.get(name) for name in ("config", "settings"))

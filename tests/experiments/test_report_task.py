@@ -18,6 +18,7 @@ from summaries import comparison, likelihood, png, stored, training
 
 from experiments.build import ConfigError, build
 from experiments.cells import BEST
+from experiments.chapters import likelihoods, samplers
 from experiments.collection import LARGEST_CONFIG, collect, hidden
 from experiments.grouping import groups, over_seeds, varying
 from experiments.report_task import write_report
@@ -78,6 +79,7 @@ def test_one_seed_keeps_its_own_error_and_a_repeated_one_adds_none():
     assert over_seeds([(0, 0.2, 0.03), (1, None, None)]) == (0.2, 0.03)
     assert over_seeds([(0, 1.0, 0.1), (0, 3.0, 0.1), (1, 4.0, 0.1)]) == (3.0, 1.0)  # of 2 and 4
     assert over_seeds([(0, 1.0, 0.1), (0, 3.0, 0.1)]) == (2.0, 0.1)
+    assert over_seeds([(0, 0.0, None), (1, 1.0, None)]) == (0.5, pytest.approx(0.5))  # 0 is a value
     assert over_seeds([]) == (None, None)
 
 
@@ -92,7 +94,7 @@ def test_samplers_of_one_run_are_never_averaged(tmp_path):
 
 
 OTHERWISE = {
-    "n": {"comparison": comparison(samples=100)},
+    "n": {"comparison": comparison(samples=100, reference="digits, test split, 300 examples")},
     "reference": {"comparison": comparison(reference="digits, validation split")},
     "features": {"comparison": comparison(features="pixels")},
     "metric settings": {"config": {"compare": {"projections": 64}}},
@@ -141,8 +143,6 @@ def test_settings_that_differ_are_found_within_their_class():
 
 def test_the_best_of_a_column_is_marked_and_the_front_is_of_all_rows(runs):
     (found,) = standings(collect([runs]))
-    from experiments.chapters import samplers
-
     (table,) = samplers([found], collect([runs]).runs).tables
     names = [column.name for column in table.columns]
     assert names[:3] == ["sde", "sampler", "seeds"]
@@ -178,6 +178,7 @@ def test_runs_that_did_not_end_are_listed_with_their_reason(runs, tmp_path):
     assert "NaNError: step 3 of …/x.npz" in text and "summary.json can't be read" in text
     assert "6 done" in text and "2 unreadable" in text
     assert {row["run"]: row["state"] for row in league}["dead"] == "died"
+    assert "device" not in league[0]  # those that did not come so far differ in nothing for that
     assert len(list(dead.iterdir())) == 3  # nothing was made in it
 
 
@@ -263,6 +264,7 @@ def test_links_lead_to_runs_and_pictures_and_samples_of_the_best_are_there(runs,
     stored(runs / "a name, with #?% 'signs'", seed=9, picture=True)
     write_report(collect([runs]), tmp_path / "out")
     page = Links((tmp_path / "out" / "report.html").read_text())
+    assert not any(sign in link for link in page.found for sign in "#?' ")
     assert len(page.found) == 7 + 7 and all((tmp_path / "out" / unquote(link)).exists() for link in page.found)
     assert not any(link.startswith("/") for link in page.found)
     assert page.pictures == 1 + 2  # the front; samples of the best run of each SDE
@@ -279,6 +281,20 @@ def test_several_folders_are_told_apart_and_each_run_counts_once(tmp_path):
     assert names == ["a/runs/9", "a/runs/10", "b/runs/9", "b/runs/10"]
     assert len(collect([tmp_path / "a", tmp_path / "a/runs"]).runs) == 2
     assert [run.name for run in collect([tmp_path / "a/runs/9"]).runs] == ["9"]
+
+
+def test_a_folder_can_be_left_out_with_all_below_it(runs):
+    stored(runs / "out" / "deep" / "run")
+    assert len(collect([runs]).runs) == 7 and len(collect([runs], ignore=runs / "out").runs) == 6
+
+
+@pytest.mark.parametrize(("unit", "best"), [("bits/dim", "VP"), ("nats", "VE")])
+def test_the_best_likelihood_is_low_in_bits_and_high_in_nats(unit, best, tmp_path):
+    for sde, value in (("vp", 3.0), ("ve", 4.0)):
+        stored(tmp_path / "a" / sde, sde, likelihood=likelihood(value, unit=unit))
+    (table,) = likelihoods(collect([tmp_path / "a"])).tables
+    assert [row[0].text for row in table.rows if row[-1].mark == BEST] == [best]
+    assert table.columns[-1].name == ("bits/dim" if unit == "bits/dim" else "log p, nats")
 
 
 def test_what_cannot_be_reported_on_is_refused(tmp_path):
