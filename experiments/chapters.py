@@ -14,6 +14,8 @@ from experiments.canvas import readable
 from experiments.cells import Cell, Column, Table, mark_best, number, transpose, uncertain
 from experiments.collection import Collected, StoredRun, hidden
 from experiments.grouping import (
+    OF_LIKELIHOOD,
+    OF_TRAINING,
     Group,
     apart,
     differences,
@@ -85,7 +87,7 @@ def likelihoods(collected: Collected) -> Chapter:
     if runs:
         chapter.words = [_OVER, *_apart(runs, len(parted), evaluated)]
     for i, some in enumerate(parted):
-        about, found = some[0].summary["likelihood"], groups(some)
+        about, found = some[0].summary["likelihood"], groups(some, OF_LIKELIHOOD)
         values = [_over(group, "likelihood", "value", "stderr") for group in found]
         bits = about.get("unit") == "bits/dim"
         cells = mark_best(
@@ -121,7 +123,7 @@ def trainings(collected: Collected) -> Chapter:
         warning = "Losses compare only under the same parametrization and SDE as well, so that none is marked as best."
         chapter.words = [_OVER, *_apart(runs, len(parted), trained), warning]
     for i, some in enumerate(parted):
-        found = groups(some)
+        found = groups(some, OF_TRAINING)
         lanes = [*_settings(found), _seeds([group.seeds for group in found])]
         lanes += [
             Lane(Column(name), [number(_over(group, "training", name)[0], form) for group in found])

@@ -15,6 +15,11 @@ from typing import Any, TypeVar
 from experiments.collection import StoredRun
 
 T = TypeVar("T")
+OF_TRAINING = ("solver", "compare", "likelihood", "ood", "interpolate", "under", "checkpoint")
+OF_LIKELIHOOD = ("solver", "compare", "ood", "interpolate")
+OF_SAMPLERS = ("likelihood", "ood", "interpolate")
+"""Parts of the configuration that have no say in a loss, a likelihood, or a row of a comparison."""
+SOLVERS = ("solver", "compare.solvers")  # which a row of a comparison says itself
 _FREE = tuple(f"compare.{name}" for name in ("names", "budgets", "solvers", "seeds", "batch_size", "samples"))
 """Settings of a comparison that don't change what a number in it means; ``samples`` is noted as it came out."""
 NOTED = "device"  # what a run finds out: one that did not come so far is no other for that
@@ -42,9 +47,9 @@ def by(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable, list[
     return found
 
 
-def groups(runs: Sequence[StoredRun]) -> list[Group]:
-    """The runs by all settings but the seed."""
-    keys = [key for key in varying([run.settings for run in runs]) if key != "seed"]
+def groups(runs: Sequence[StoredRun], without: Sequence[str] = ()) -> list[Group]:
+    """The runs by all settings but the seed, and but those of the parts ``without``, which have no say in a result."""
+    keys = [key for key in varying([run.settings for run in runs]) if key != "seed" and not _within(key, without)]
     parted = by(runs, lambda run: tuple(_word(run.settings.get(key, _ABSENT)) for key in keys))
     return [
         Group({key: some[0].settings[key] for key in keys if key in some[0].settings}, tuple(some))
@@ -84,6 +89,8 @@ def heading(key: str) -> str:
 
 def shown(key: str, value: Any) -> str:
     """A setting as a table says it: of a class its own name."""
+    if isinstance(value, list):
+        return ", ".join(shown("", one) for one in value)
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.rpartition(".")[2] if key.endswith("._target_") else text
 
@@ -111,8 +118,18 @@ def measured(run: StoredRun) -> dict[str, Any]:
     return found | {key: value for key, value in run.settings.items() if _of_metrics(key)} | _data(run)
 
 
+def without(described: bool) -> tuple[str, ...]:
+    """What has no say in rows of comparisons that were measured alike; ``described``: which name their solvers."""
+    free = tuple(part for part in _FREE if part not in SOLVERS)
+    return (*OF_SAMPLERS, *free, *(SOLVERS if described else ()))
+
+
 def _of_metrics(key: str) -> bool:
-    return key.startswith("compare.") and not any(f"{key}.".startswith(f"{free}.") for free in _FREE)
+    return key.startswith("compare.") and not _within(key, _FREE)
+
+
+def _within(key: str, parts: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{part}.") for part in parts)
 
 
 def evaluated(run: StoredRun) -> dict[str, Any]:

@@ -7,6 +7,7 @@ floor, stands in a row of its own, and beside each value how many times the floo
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -111,6 +112,8 @@ def _costs(rows: Sequence[Mapping[str, Any]], fronts: Mapping[str, Sequence[int]
         return Lane(head, cells)
 
     lanes = [lane(Column("sampler"), lambda row: Cell(readable(row["sampler"]), title=row.get("solver") or ""))]
+    if len({kind(row) for row in rows}) > len({row["sampler"] for row in rows}):
+        lanes.append(lane(Column("solver"), lambda row: Cell(row.get("solver") or MISSING)))
     if any(row.get("steps") for row in rows):
         lanes.append(lane(Column("steps"), lambda row: number(row.get("steps"), "g")))
     if any(row.get("final") for row in rows):
@@ -124,6 +127,11 @@ def _costs(rows: Sequence[Mapping[str, Any]], fronts: Mapping[str, Sequence[int]
     if any(row.get("peak_memory_bytes") for row in rows):
         lanes.append(lane(Column("peak MiB", "largest memory in use"), lambda row: _memory(row)))
     return lanes
+
+
+def kind(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The sampler of a row and its settings, whatever the number of steps."""
+    return row["sampler"], re.sub(r"\bsteps=\d+", "", row.get("solver") or "")
 
 
 def _seconds(row: Mapping[str, Any]) -> Cell:

@@ -147,11 +147,11 @@ def data_uri(path: Path) -> str:
 
 
 def is_wide(path: Path) -> bool:
-    """Whether a PNG is more than twice as wide as high, by its header."""
+    """Whether a PNG is so wide that it needs a line of its own, by its header."""
     with path.open("rb") as file:
         start = file.read(24)
     width, height = (int.from_bytes(start[i : i + 4], "big") for i in (16, 20))
-    return start.startswith(b"\x89PNG") and width > 2 * height
+    return start.startswith(b"\x89PNG") and 2 * width > 3 * height
 
 
 def _digest(text: str) -> str:

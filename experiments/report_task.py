@@ -21,7 +21,7 @@ from experiments.league_figures import pareto
 from experiments.metrics import Floor
 from experiments.page import Figure, Gallery, Page, Part, Section, Settings, Words
 from experiments.run import Run, replacing
-from experiments.standings import Standings, best_samples, ranked, row_name, standings
+from experiments.standings import Standings, best_samples, curve_names, ranked, standings
 
 log = logging.getLogger(__name__)
 TITLE = "Report on runs"
@@ -118,13 +118,14 @@ def _pareto(standing: Standings, path: Path) -> list[tuple[Path, str]]:
     order = [i for i in ranked(standing) if None not in (standing.rows[i]["nfe"], standing.rows[i]["seconds"])]
     if not order:
         return []
-    every = list(dict.fromkeys(row_name(standing, i) for i in order))
+    names = curve_names(standing)
+    every = list(dict.fromkeys(names[i] for i in order))
     shown = set(every[:CURVES])
     rows = [
-        {"sampler": row_name(standing, i), "nfe": standing.rows[i]["nfe"], "seconds": standing.rows[i]["seconds"]}
+        {"sampler": names[i], "nfe": standing.rows[i]["nfe"], "seconds": standing.rows[i]["seconds"]}
         | standing.rows[i]["metrics"][name]
         for i in sorted(order)
-        if row_name(standing, i) in shown
+        if names[i] in shown
     ]
     pareto(rows, path, metric["title"], metric["best"], Floor(**metric["floor"]) if metric["floor"] else None)
     left_out = f"; the best {CURVES} of {len(every)}" if len(every) > CURVES else ""

@@ -11,10 +11,11 @@ from experiments import league
 from experiments.canvas import readable
 from experiments.cells import SCORES, natural, pareto_front
 from experiments.collection import Collected, StoredRun, hidden
-from experiments.grouping import Group, apart, by, groups, measured, over_seeds, shown
+from experiments.grouping import Group, apart, by, groups, measured, over_seeds, shown, without
 
 BEST_SHOWN = 3  # runs whose samples stand in a report
-_LINE = ("sampler", "budget", "steps", "final")  # what tells rows of one run apart
+_LINE = ("sampler", "solver", "budget", "steps", "final")  # what tells rows of one run apart
+_SHORT = 20  # characters of a setting in the name of a curve
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def _standing(runs: Sequence[StoredRun]) -> Standings:
         for name, metric in comparisons[0]["metrics"].items()
     }
     rows, of = [], []
-    for group in groups(runs):
+    described = all(row.get("solver") for one in comparisons for row in one["rows"])
+    for group in groups(runs, without(described)):
         for same in by([line for run in group.runs for line in _lines(run)], lambda line: line[0]).values():
             rows.append(_row([line[1:] for line in same], metrics))
             of.append(group)
@@ -78,7 +80,7 @@ def _mean_floor(floors: Sequence[dict[str, float] | None]) -> dict[str, float] |
 
 def _row(same: Sequence[tuple[StoredRun, dict[str, Any]]], metrics: dict[str, Any]) -> dict[str, Any]:
     """One sampler at one budget over the seeds of a group."""
-    row = {name: same[0][1].get(name) for name in (*_LINE, "solver")}
+    row = {name: same[0][1].get(name) for name in _LINE}
     for name in ("nfe", "backward", "seconds", "peak_memory_bytes"):
         row[name] = over_seeds([(run.seed, line.get(name), None) for run, line in same])[0]
     row["seeds"], row["metrics"] = len({str(run.seed) for run, _ in same}), {}
@@ -110,20 +112,30 @@ def ranked(standing: Standings) -> list[int]:
     return [i for score, i in sorted((score, i) for score, i in known if score is not None)]
 
 
-def row_name(standing: Standings, i: int) -> str:
-    """A row as a figure calls it: its sampler, and the settings of its group."""
-    settings = standing.of[i].settings.items()
-    words = [hidden(shown(key, value)) for key, value in settings]
-    return ", ".join([readable(standing.rows[i]["sampler"]), *words])
+def curve_names(standing: Standings) -> list[str]:
+    """For each row its curve, by its sampler and the settings of its group; no two are called alike."""
+    kinds = [(i, league.kind(row)) for i, row in zip(map(standing.of.index, standing.of), standing.rows, strict=True)]
+    names: dict[Hashable, str] = {}
+    for kind, group in zip(kinds, standing.of, strict=True):
+        words = [_short(hidden(shown(key, value))) for key, value in group.settings.items()]
+        name = ", ".join([readable(kind[1][0]), *words])
+        alike = sum(name in (other, other.rpartition(" (")[0]) for other in names.values())
+        names.setdefault(kind, f"{name} ({alike + 1})" if alike else name)
+    return [names[kind] for kind in kinds]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
 def best_samples(standing: Standings) -> list[tuple[Path, str]]:
     """The samples of the runs with the best rows, each once."""
     found: dict[Path, str] = {}
+    names = curve_names(standing)
     for i in ranked(standing):
         run = min(standing.of[i].runs, key=lambda run: (natural(str(run.seed)), run.name))
         path = run.folder / "figures" / "samples.png"
         if path.is_file() and path not in found and len(found) < BEST_SHOWN:
             value = standing.rows[i]["metrics"][standing.first[0]]["value"]
-            found[path] = f"{run.name}: {row_name(standing, i)}, {standing.first[1]['title']} {value:.4g}"
+            found[path] = f"{run.name}: {names[i]}, {standing.first[1]['title']} {value:.4g}"
     return list(found.items())

@@ -18,12 +18,12 @@ from summaries import comparison, likelihood, png, stored, training
 
 from experiments.build import ConfigError, build
 from experiments.cells import BEST
-from experiments.chapters import likelihoods, samplers
+from experiments.chapters import likelihoods, samplers, trainings
 from experiments.collection import LARGEST_CONFIG, collect, hidden
 from experiments.grouping import groups, over_seeds, varying
 from experiments.report_task import write_report
 from experiments.run import Run
-from experiments.standings import standings
+from experiments.standings import curve_names, standings
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +130,35 @@ def test_settings_that_have_no_say_in_a_metric_leave_runs_together(runs, tmp_pat
     more = {"compare": {"names": ["heun"], "budgets": [20], "seeds": 5}}
     stored(runs / "other", "vp", 7, config=more, comparison=comparison(budgets=(20,)))
     assert len(standings(collect([runs]))) == 1
+
+
+def test_a_solver_is_told_by_its_row_and_what_else_was_compared_makes_no_group(runs, tmp_path):
+    """Cells of a sweep over ``solver=`` and over lists of samplers share the rows that they have in common."""
+    before = len(standings(collect([runs]))[0].rows)
+    for i, name in enumerate(("DDIM", "Heun")):
+        made = comparison(0.5, samplers={"ddim": 1.0})
+        for row in made["rows"]:
+            row["solver"] = f"DDIM(steps={row['steps']}, eta={i})"
+        more = {"solver": {"_target_": f"solvers.{name}"}, "compare": {"names": [name]}, "likelihood": {"steps": i}}
+        stored(runs / f"cell-{i}", "vp", 7, config=more, comparison=made)
+    (found,) = standings(collect([runs]))
+    assert len(found.rows) == before + 2 * 3
+    added = [row for row in found.rows if "eta" in row["solver"]]
+    assert [(row["seeds"], row["steps"]) for row in added] == [(1, 10), (1, 20), (1, 50)] * 2
+    (table,) = samplers([found], collect([runs]).runs).tables
+    assert [column.name for column in table.columns][:4] == ["sde", "sampler", "seeds", "solver"]
+    names = curve_names(found)
+    assert len(set(names)) == 2 * 3 + 2 and "ddim, VP (2)" in names and "ddim, VP (3)" in names
+
+
+def test_a_likelihood_is_not_parted_by_the_samplers_beside_it(runs):
+    for seed in (5, 6):
+        more = {"solver": {"_target_": "solvers.Heun"}, "compare": {"names": [seed]}}
+        stored(runs / f"other-{seed}", "vp", seed, config=more, likelihood=likelihood(3.0), training=training(1.0))
+    (table,) = likelihoods(collect([runs])).tables
+    assert sorted(row[1].text for row in table.rows) == ["3", "5"]
+    (table,) = trainings(collect([runs])).tables
+    assert sorted(row[1].text for row in table.rows) == ["3", "5"]
 
 
 def test_settings_that_differ_are_found_within_their_class():
