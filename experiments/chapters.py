@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from experiments import league
 from experiments.canvas import readable
-from experiments.cells import Cell, Column, Table, mark_best, number, transpose, uncertain
 from experiments.collection import Collected, StoredRun, hidden
 from experiments.grouping import (
     OF_LIKELIHOOD,
@@ -30,6 +29,7 @@ from experiments.grouping import (
 )
 from experiments.league import Lane
 from experiments.standings import Standings, front
+from experiments.table_cells import Cell, Column, Table, mark_best, number, transpose, uncertain
 
 _OVER = "Values are means over seeds ± standard deviation / sqrt(seeds); of one seed, ± its own standard error."
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from experiments import league
 from experiments.build import ConfigError
-from experiments.cells import natural
 from experiments.run import died
+from experiments.table_cells import natural
 
 LARGEST_SUMMARY, LARGEST_CONFIG = 64 << 20, 1 << 20  # bytes
 REPORT = "report"  # the task whose runs are reports on others, and no results

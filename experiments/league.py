@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.canvas import readable
-from experiments.cells import (
+from experiments.page import Figure, Gallery, Page, Part, Section, Settings, Words
+from experiments.table_cells import (
     BEST,
     FRONT,
     MISSING,
@@ -29,7 +30,6 @@ from experiments.cells import (
     transpose,
     uncertain,
 )
-from experiments.page import Figure, Gallery, Page, Part, Section, Settings, Words
 
 LEGEND = (
     (BEST, "best of its column, or within the best's standard error of it"),

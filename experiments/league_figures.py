@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from experiments.canvas import FAINT, INK, MARKERS, PALETTE, canvas, checked, log_if_wide, plain_log_ticks, readable
-from experiments.cells import SCORES, pareto_front
 from experiments.labels import label_curves
 from experiments.metrics import Floor
+from experiments.table_cells import SCORES, pareto_front
 
 _FLOOR = "real data: {0.mean:.3g} ± {0.std:.1g}"
 COSTS = {"nfe": "network calls (NFE)", "seconds": "seconds"}

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.baselines import Baseline
-from experiments.cells import table
 from experiments.comparison import Comparison
+from experiments.table_cells import table
 
 if TYPE_CHECKING:
     from experiments.audit import Audit  # which writes its own table with this module's

@@ -9,9 +9,9 @@ from typing import Any
 
 from experiments import league
 from experiments.canvas import readable
-from experiments.cells import SCORES, natural, pareto_front
 from experiments.collection import Collected, StoredRun, hidden
 from experiments.grouping import Group, apart, by, groups, measured, over_seeds, shown, without
+from experiments.table_cells import SCORES, natural, pareto_front
 
 BEST_SHOWN = 3  # runs whose samples stand in a report
 _LINE = ("sampler", "solver", "budget", "steps", "final")  # what tells rows of one run apart

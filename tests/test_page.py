@@ -11,7 +11,11 @@ from summaries import comparison, png
 
 from experiments import league
 from experiments.canvas import PALETTE
-from experiments.cells import (
+from experiments.league_figures import pareto
+from experiments.metrics import Floor
+from experiments.page import LARGEST, Figure, Gallery, Items, Page, Section, Settings, Words
+from experiments.page_parts import SCRIPT, STYLE
+from experiments.table_cells import (
     BEST,
     FRONT,
     Cell,
@@ -23,10 +27,6 @@ from experiments.cells import (
     pareto_front,
     uncertain,
 )
-from experiments.league_figures import pareto
-from experiments.metrics import Floor
-from experiments.page import LARGEST, Figure, Gallery, Items, Page, Section, Settings, Words
-from experiments.page_parts import SCRIPT, STYLE
 
 EVIL = "<script>alert('x')</script>\"&amp;"
 VOID = {"meta", "link", "img", "br"}

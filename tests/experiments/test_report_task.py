@@ -17,13 +17,13 @@ from configurations import configuration
 from summaries import comparison, likelihood, png, stored, training
 
 from experiments.build import ConfigError, build
-from experiments.cells import BEST
 from experiments.chapters import likelihoods, samplers, trainings
 from experiments.collection import LARGEST_CONFIG, collect, hidden
 from experiments.grouping import groups, over_seeds, varying
 from experiments.report_task import write_report
 from experiments.run import Run
 from experiments.standings import curve_names, standings
+from experiments.table_cells import BEST
 
 
 @pytest.fixture(autouse=True)
