@@ -5,23 +5,10 @@ from typing import TYPE_CHECKING
 
 from experiments.baselines import Baseline
 from experiments.comparison import Comparison
+from experiments.table_cells import table
 
 if TYPE_CHECKING:
     from experiments.audit import Audit  # which writes its own table with this module's
-
-
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns of text: the first aligned left, the others right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = (
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
 
 
 def samplers(comparison: Comparison, n: int, seeds: int) -> str:

@@ -212,6 +212,14 @@ def unfinished(folder: Path) -> bool:
     return (folder / "status.json").is_file() and is_free(folder) and _open_end(folder)
 
 
+def died(folder: Path) -> bool:
+    """Whether a run that calls itself running has no process any more. Nothing is made in its folder."""
+    if fcntl is not None and (folder / ".lock").is_file() and os.access(folder / ".lock", os.W_OK):
+        return _free(folder)
+    status = _read_json(folder / "status.json")
+    return status.get("host") == socket.gethostname() and not _alive(status.get("pid", 0))
+
+
 def _open_end(folder: Path) -> bool:
     return _trained(folder) or read_json(folder / "status.json").get("state") != "done"
 

@@ -110,6 +110,7 @@ class Config:
     networks: str | None = None
     optimize: str | None = None
     resume: str | None = None
+    runs: Any = None
     plugins: list[str] = field(default_factory=list)
 
 
