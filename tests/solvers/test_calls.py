@@ -1,4 +1,4 @@
-"""The count of calls: what a hook on the network sees, whatever the model is wrapped in, forwards and backwards apart."""
+"""The count of calls: what a hook on the network sees, forwards and backwards, whatever the model is wrapped in."""
 
 import pytest
 import torch
@@ -37,7 +37,8 @@ class Pulled(ScoreModel):
             pair = self.model(x, t)
             (delta,) = torch.autograd.grad(-pair.x0.square().sum() + 0 * pair.eps.sum(), x)
         sigma, alpha = self.sde.sigma(t), self.sde.alpha(t)
-        return Prediction((pair.x0 + 0.1 * sigma**2 / alpha * delta).detach(), (pair.eps - 0.1 * sigma * delta).detach())
+        x0, eps = pair.x0 + 0.1 * sigma**2 / alpha * delta, pair.eps - 0.1 * sigma * delta
+        return Prediction(x0.detach(), eps.detach())
 
 
 class Twin(ScoreModel):
@@ -48,7 +49,8 @@ class Twin(ScoreModel):
         self.models = nn.ModuleList(models)
 
     def forward(self, x, t, **condition):
-        return [model(x, t) for model in self.models][0]
+        first, *_ = [model(x, t) for model in self.models]
+        return first
 
 
 @pytest.fixture
