@@ -113,10 +113,16 @@ def _runs(root: Path, name: str, left_out: Path | None) -> Iterator[tuple[Path, 
         if folder == left_out:
             folders.clear()
             continue
-        folders[:] = [one for one in folders if one not in _INSIDE and not one.startswith(".")]
+        folders[:] = [one for one in folders if not (one in _INSIDE or one.startswith(".") or _redone(folder / one))]
         if "status.json" in files:
             below = folder.relative_to(root).parts
             yield folder, "/".join([name, *below] if name else below) or root.name
+
+
+def _redone(folder: Path) -> bool:
+    """Whether it is what a failed attempt at a cell left, and the cell was begun again."""
+    cell, found = re.subn(r"\.failed-\d+$", "", folder.name)
+    return bool(found) and (folder.with_name(cell) / "status.json").exists()
 
 
 def _stored(folder: Path, name: str) -> StoredRun:

@@ -43,6 +43,7 @@ CAPTIONS = {
     "noise_to_data": "Noise that turns into data",
 }
 _NUMBERS = ("nfe", "seconds")
+_LEFT_OUT = ("steps", "final", "peak_memory_bytes")  # of the text; the page has them
 
 
 class Lane(NamedTuple):
@@ -154,7 +155,7 @@ def _metric(name: str, metric: Mapping[str, Any], rows: Sequence[Mapping[str, An
     if floor:
         foot = Cell(plus_minus(floor["mean"], floor["std"]) if floor["std"] else f"{floor['mean']:.4g}", floor["mean"])
     lanes = [Lane(Column(metric["title"], words), marked, foot)]
-    if floor and floor["mean"] > 0:
+    if floor and floor["mean"] > 0 and metric["best"] == "low":  # others are 0 or 1 of right samples, floor or not
         title = f"{metric['title']} divided by its noise floor, {floor['mean']:.4g}"
         ratios = [number(_of_floor(one, floor), ".2f") for one in found]
         lanes.append(Lane(Column("of floor", title), ratios, number(1.0, ".2f")))
@@ -178,8 +179,10 @@ def caption(settings: Mapping[str, Any]) -> str:
 
 
 def text(comparison: Mapping[str, Any]) -> str:
-    """For a terminal."""
-    return "\n".join([league(comparison).text(), *recommendation(comparison)])
+    """For a terminal, whose lines are short: without steps, memory, and what all rows share."""
+    rows = [{name: value for name, value in row.items() if name not in _LEFT_OUT} for row in comparison["rows"]]
+    failed = [f"left out: {one['solver']} ({one['reason']})" for one in comparison.get("failed", ())]
+    return "\n".join([league(comparison | {"rows": rows}).text(), *failed, *recommendation(comparison)])
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:

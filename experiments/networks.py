@@ -27,6 +27,7 @@ from experiments import checkpoint, pictures, training
 from experiments.build import ConfigError
 from experiments.cells import invocation, short_hash
 from experiments.checkpoint import resolved
+from experiments.known import is_exact
 from experiments.problem import Problem, build_model
 from experiments.processes import current
 from experiments.records import build_logger
@@ -120,6 +121,8 @@ def obtain(session: Session) -> Path:
 
 def check(session: Session) -> None:
     """Build what training needs, to refuse what can't work before any time is spent."""
+    if is_exact(session.config):
+        raise ConfigError("net=exact has nothing to learn; it is for task=compare, sample, likelihood and figures")
     model = build_model(session.config, session.problem.convention(), session.problem.data.train)
     training.check(session.config.train, session.device, session.problem.data.shape, model.sde.learned)
     training.build_objective(session.config, model)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from experiments import animation, figures, plane_figures, process_figures, sampler_figures
+from experiments.advice import calls
 from experiments.comparison import Comparison
+from experiments.league_figures import pareto
 from experiments.problem import Problem
 from experiments.run import Run
 from experiments.tally import NOISE_LEVELS
@@ -46,8 +48,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def of_comparison(comparison: Comparison, problem: Problem, run: Run) -> list[Path]:
     """Quality against calls, the samples beside held-out data, and how far apart the same noise ends."""
-    rows = [vars(row) for row in comparison.rows]
-    quality = figures.quality_against_nfe(rows, comparison.floor, run.path("figures", "quality.png"))
+    (name, metric), path = comparison.first, run.path("figures", "quality.png")
+    shown = [{"sampler": row["sampler"], "nfe": calls(row), "seconds": row["seconds"]} for row in comparison.rows]
+    rows = [one | row["metrics"][name] for one, row in zip(shown, comparison.rows, strict=True)]
+    quality = pareto(rows, path, metric["title"], metric["best"], comparison.floor)
     reference = _EXACT if _EXACT in comparison.samples else comparison.chosen
     same_noise = of_same_noise(comparison.samples, reference, problem, run)
     return [quality, *of_samples(comparison.samples, problem, run), *same_noise]

@@ -215,8 +215,8 @@ def unfinished(folder: Path) -> bool:
 def died(folder: Path) -> bool:
     """Whether a run that calls itself running has no process any more. Nothing is made in its folder."""
     if fcntl is not None and (folder / ".lock").is_file() and os.access(folder / ".lock", os.W_OK):
-        return _free(folder)
-    status = _read_json(folder / "status.json")
+        return is_free(folder)
+    status = read_json(folder / "status.json")
     return status.get("host") == socket.gethostname() and not _alive(status.get("pid", 0))
 
 

@@ -84,6 +84,7 @@ class Compare:
     metrics: list[str] = MISSING
     measures: dict[str, Any] = field(default_factory=dict)
     features: Any = None
+    split: str = "test"
 
 
 @dataclass

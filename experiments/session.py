@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import checkpoint, report
 from experiments.build import ConfigError, build
+from experiments.known import is_exact
 from experiments.problem import load_problem
 from experiments.processes import current
 from experiments.run import Run, provenance
@@ -28,6 +29,8 @@ class Session:
             raise ConfigError(f"{expected}; leave it out")
         self.config, self.run = config, run
         self.device, self.problem = current().device(config.device), load_problem(config)
+        weights = "the weights as they are" if config.train.ema == 0 else f"averaged weights (EMA {config.train.ema:g})"
+        self.about_model = f"{weights} of a training of {config.train.steps} steps"
         self.said, self.figures, self.warned, self.usage = [], [], set(), Usage(self.device)
         torch.manual_seed(config.seed)
         run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
@@ -59,8 +62,12 @@ class Session:
 def load_model(session: Session) -> ScoreModel:
     """The checkpoint's model, under another process if asked for; refused for another data convention.
 
-    Without a checkpoint it is that of the store of networks, where there is one.
+    Without a checkpoint it is that of the store of networks, where there is one; or the exact score, with net=exact.
     """
+    if is_exact(session.config):
+        session.about_model = "the exact score"
+        process = build(session.config.under or session.config.sde, where="sde", allowed=("sde.",))
+        return build(session.config.net, where="net")(session.problem.data, process).to(session.device)
     from experiments import networks  # which trains, and what a training looks at on its way needs this module
 
     if session.config.checkpoint is None and networks.store(session.config) is not None:
@@ -71,6 +78,7 @@ def load_model(session: Session) -> ScoreModel:
     if convention != here:
         raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
     session.run.note(checkpoint={"path": path, "step": step, "sde": str(model.sde)})
+    session.about_model = f"averaged weights (EMA) of step {step}"
     if session.config.under is None:
         return model
     other = build(session.config.under, where="under", allowed=("sde.",))

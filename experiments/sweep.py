@@ -9,6 +9,7 @@ invocation.
 import csv
 import io
 import json
+import logging
 import os
 import shlex
 import sys
@@ -29,6 +30,7 @@ from experiments import signals
 from experiments.cells import AXES, INVOCATION, cell_hash, state_of
 from experiments.run import read_json, replacing
 
+log = logging.getLogger(__name__)
 COMMAND = "SCORE_SDE_COMMAND"
 """The variable that tells a sweep's jobs the command line, which the processes of a launcher have not."""
 DONE, SKIPPED, NOT_BEGUN = "done", "skipped", "not begun"
@@ -91,7 +93,21 @@ class Sweep:
         code = code if code > 2 else int(not fine or bool(code))
         if self.folder.is_dir():
             self._write(rows, code)
+            self._report()
         return code
+
+    def _report(self) -> None:
+        """One table of all runs in the folder, by this invocation and earlier ones."""
+        from experiments.build import ConfigError
+        from experiments.collection import collect
+        from experiments.report_task import write_report
+
+        try:
+            write_report(collect([self.folder]), self.folder)
+        except (ConfigError, OSError) as error:  # as where no job began
+            log.warning("no report.html: %s", error)
+        else:
+            print(f"Its report: {self.folder / 'report.html'}", flush=True)
 
     def close(self) -> None:
         """From here on a signal does what it did before."""

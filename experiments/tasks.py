@@ -5,13 +5,13 @@ Everything that a task will need is built and checked before the first long comp
 
 import logging
 import sys
-from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from experiments import comparison, networks, pictures, report, verification
+from experiments import checkpoint, comparison, league, networks, pictures, report, verification
 from experiments.build import ConfigError, build
 from experiments.draw import draw
 from experiments.likelihood_tasks import check_likelihood, evaluate_likelihood
@@ -93,26 +93,34 @@ def check_training(session: Session) -> None:
 
 
 def check_comparison(session: Session) -> None:
-    """Build the solvers, likewise."""
-    settings = session.config.compare
-    comparison.check(settings)
-    list(comparison.budgeted(comparison.build_solvers(session.config), list(settings.budgets)))
+    """Build the solvers and the metrics, likewise."""
+    comparison.Measures(session.config, session.problem)
+    list(comparison.budgeted(comparison.build_solvers(session.config), list(session.config.compare.budgets)))
 
 
 def compare_samplers(session: Session, model: ScoreModel) -> None:
-    """The sampler table, its pictures, and for images whether samples are copies."""
-    settings, problem, run = session.config.compare, session.problem, session.run
-    result = comparison.compare(model, problem, session.config, session.device)
-    run.note(comparison={"rows": [asdict(row) for row in result.rows], "noise_floor": result.floor._asdict()})
+    """The league table, its page and pictures, and for images whether samples are copies."""
+    problem, run = session.problem, session.run
+    result = comparison.compare(model, problem, session.config, session.device, session.about_model)
+    run.note(comparison=result.content)
     for name, x in result.samples.items():
         np.save(run.path("samples", f"{name}.npy"), x.numpy())
-    count = len(next(iter(result.samples.values())))
-    session.say(report.samplers(result, count, settings.seeds))
-    session.figures += pictures.of_comparison(result, problem, run)
+    session.say(league.text(result.content))
+    drawn = pictures.of_comparison(result, problem, run)
+    session.figures += drawn
+    write_page(session, drawn)
     if problem.dequantizer:
         quality = image_quality(problem, result.samples[result.chosen])
         run.note(image_quality=quality | {"sampler": result.chosen})
         session.say(report.quality(quality, result.chosen))
+
+
+def write_page(session: Session, drawn: list[Path]) -> None:
+    """``report.html`` and ``league.csv`` of the comparison in the run's summary, with these pictures."""
+    run, told = session.run, checkpoint.resolved(session.config)
+    page = league.comparison_page(run.summary, OmegaConf.to_yaml(OmegaConf.create(told)), drawn)
+    run.path("report.html").write_text(page, encoding="utf-8")
+    run.path("league.csv").write_text(league.as_csv(run.summary["comparison"]), encoding="utf-8")
 
 
 def image_quality(problem: Problem, samples: torch.Tensor) -> dict[str, dict[str, float]]:
