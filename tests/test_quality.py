@@ -212,7 +212,7 @@ def test_floors_refuse_more_than_there_is():
 
 def test_the_configured_metrics():
     settings = configuration().compare
-    assert list(build_metrics(settings)) == ["sliced_w2", "energy", "mmd", "neighbours"]
+    assert list(build_metrics(settings)) == ["sliced_w2", "energy", "neighbours"]
     assert settings.features is None
     every = build_metrics(configuration(f"compare.metrics=[{','.join(settings.measures)}]").compare)
     assert set(every.values()) == {SlicedW2(), Energy(), MMD(), Neighbours(), Frechet(), KernelDistance()}

@@ -56,7 +56,7 @@ def test_the_demo_in_short(tmp_path):
     assert code == 0 and "nats/dim" not in err and "bits/dim" not in err, err  # nothing to warn of
     for words in (
         "noise floor",
-        "one seed",
+        "; 1 seed\n",
         "bits/dim",
         "nearest training image",
         "All results",

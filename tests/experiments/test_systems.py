@@ -19,6 +19,7 @@ SHORT = (
     "train.log_every=1",
     "train.warmup=1",
     "compare.samples=4",
+    "compare.metrics=[sliced_w2]",
     "compare.solvers.probability_flow.rtol=1e-1",
     "compare.solvers.probability_flow.atol=1e-1",
     "likelihood.samples=4",
@@ -53,7 +54,7 @@ BOUNDS = {
 
 def test_every_system_is_tried():
     names = {path.stem for path in (Path(conf.__file__).parent / "experiment").glob("*.yaml")}
-    assert names == {"cifar10", "digits", "mixture2d", "mnist", *SYSTEMS}
+    assert names == {"cifar10", "digits", "mixture2d", "mnist", "study_digits", "study_mnist", *SYSTEMS}
 
 
 QUICK = ("ddpm", "ncsn", "score_sde_ve", "vdm", "edm")

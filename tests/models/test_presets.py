@@ -16,6 +16,7 @@ from models import LevelHead, ScoreNetwork, denoising_score_matching
 from sde import VP
 
 PRESETS = {path.stem: path for path in sorted((Path(conf.__file__).parent / "net").glob("*.yaml"))}
+del PRESETS["exact"]  # no network
 NATURAL = {"mnist": (1, 28, 28), "tiny": (1, 8, 8), "mlp": (2,)}
 """Shapes by the last word of the file's name; of other files (3, 32, 32)."""
 REDUCED = {"channels": 8, "width": 24, "blocks": 1, "depth": 2, "embedding_features": 16}
