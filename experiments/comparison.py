@@ -194,8 +194,8 @@ def compare(
     measures.prepare()
     known = problem.data.density and Known(problem.data.density, model.sde, problem.data.shape, config.seed)
     rows, samples, failed = [], {}, []
-    with torch.no_grad():  # what the first call costs beside is no sampler's
-        model(torch.zeros(measures.n, *problem.data.shape, device=device), torch.tensor(model.sde.t_max, device=device))
+    with torch.no_grad():  # what a first call costs beside is no sampler's
+        model(torch.zeros(2, *problem.data.shape, device=device), torch.tensor(model.sde.t_max, device=device))
     for name, solver in tqdm(plan, desc="samplers", disable=current().hides(None), leave=False):
         try:
             sets, row = _drawn(solver, model, (measures.n, *problem.data.shape), config, device)

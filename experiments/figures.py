@@ -17,8 +17,6 @@ from experiments.canvas import (
     FAINT,
     GREEN,
     INK,
-    MARKERS,
-    PALETTE,
     RED,
     arrangement,
     canvas,
@@ -27,14 +25,11 @@ from experiments.canvas import (
     equal_contrast,
     log_if_wide,
     panel_axes,
-    plain_log_ticks,
     readable,
     running_mean,
     show_image,
     tile,
 )
-from experiments.labels import label_curves
-from experiments.metrics import Floor
 
 
 def image_grid(images: Tensor, path: Path, columns: int = 10, title: str | None = None) -> Path:
@@ -80,28 +75,6 @@ def loss_curve(
             axes.plot(*held_out.T, "o", color=RED, markersize=4.5, label="validation")
         log_if_wide(axes, y)
         axes.legend()
-    return path
-
-
-def quality_against_nfe(rows: Sequence[dict], floor: Floor, path: Path) -> Path:
-    """Distance to held-out data against network evaluations: the lower left is best, the band is the best possible.
-
-    rows: dicts with "sampler", "nfe", "distance" and optionally "distance_std"; rows of one sampler are joined by a
-    line. floor: the distance of real data to held-out data (`noise_floor`), drawn as mean +- standard deviation.
-    """
-    curves = _curves(rows)
-    with canvas(path, 7.5, 5.0) as figure:
-        axes = figure.add_subplot(xlabel="network evaluations per sample (NFE)", ylabel="distance to held-out data")
-        for i, curve in enumerate(curves.values()):
-            axes.errorbar(*curve.T[:2], yerr=curve[:, 2], markersize=6, elinewidth=1, **_look(i))
-        _band(axes, floor)
-        axes.margins(x=0.15, y=0.12)
-        points = torch.cat(list(curves.values()))
-        axes.set_xscale("log")
-        plain_log_ticks(axes.xaxis)
-        log_if_wide(axes, torch.cat([points[:, 1], points.new_tensor([floor.mean])]))
-        colours = [_look(i)["color"] for i in range(len(curves))]
-        label_curves(axes, {readable(name): curve[:, :2] for name, curve in curves.items()}, colours)
     return path
 
 
@@ -166,31 +139,6 @@ def samples_2d(samples: dict[str, Tensor], path: Path, data: Tensor) -> Path:
 
 def _around(centre: Tensor, reach: Tensor) -> tuple[float, float]:
     return (centre - reach).item(), (centre + reach).item()
-
-
-def _curves(rows: Sequence[dict]) -> dict[str, Tensor]:
-    """Sampler -> (R, 3): NFE in increasing order, distance, and its deviation (0 where it is not given)."""
-    table = [(row["nfe"], row["distance"], row.get("distance_std") or 0.0) for row in rows]
-    values = checked("rows", table, "R, 3")
-    curves: dict[str, list[int]] = {}
-    for i in values[:, 0].argsort(stable=True).tolist():
-        curves.setdefault(rows[i]["sampler"], []).append(i)
-    return {name: values[index] for name, index in sorted(curves.items())}
-
-
-def _look(i: int) -> dict:
-    dashed = i // len(PALETTE) % 2
-    style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
-    return style | {"linestyle": "--" if dashed else "-", "linewidth": 1.4}
-
-
-def _band(axes, floor: Floor) -> None:
-    axes.axhspan(floor.mean - floor.std, floor.mean + floor.std, color=FAINT, alpha=0.3, linewidth=0)
-    axes.axhline(floor.mean, color=FAINT, linewidth=1)
-    text = f"real data\n{floor.mean:.3g} ± {floor.std:.1g}"
-    axes.annotate(
-        text, (1, floor.mean), (4, 0), ("axes fraction", "data"), "offset points", va="center", color="#5a5a5a"
-    )
 
 
 def _waterfall(axes, names: list[str], parts: Tensor) -> None:

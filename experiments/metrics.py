@@ -1,4 +1,4 @@
-"""How far samples are from data: a sliced distance with its noise floor, copies, and a classifier's confidence.
+"""How far samples are from data: a sliced distance, copies, and a classifier's confidence.
 
 No single number tells a good model from a broken or a copying one. The sliced distance catches broken samplers, the
 distance to the nearest training image catches copies, and a classifier's confidence catches images that are neither.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Floor(NamedTuple):
-    """The sliced distance between real data and real data: mean and standard deviation over independent draws."""
+    """A measure of real data against real data: mean and standard deviation over independent draws."""
 
     mean: float
     std: float
@@ -31,26 +31,6 @@ def sliced_w2(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> fl
         raise ValueError(f"a, b: expected as many dimensions in both, found {a.shape[1]} and {b.shape[1]}.")
     theta = directions(a.shape[1], projections, seed)
     return _distance(_quantiles(a, theta), _quantiles(b, theta))
-
-
-def noise_floor(pool: Tensor, test: Tensor, n: int, draws: int = 20, projections: int = 256, seed: int = 0) -> Floor:
-    """The sliced_w2 that n perfect samples would have: n real examples that are not in `test`, against `test`.
-
-    pool: real examples (N, ...) that `test` (M, ...) does not contain, that is training and validation data together;
-    n of them are drawn without replacement, `draws` times. `projections` and `seed` as in the sliced_w2 that is held
-    against the floor, so that both use the same directions. As n nears the size of the pool the draws overlap, and the
-    deviation no longer contains the pool's own chance. Raises ValueError when the pool has fewer than n examples.
-    """
-    if not 0 < n <= len(pool):
-        raise ValueError(f"n: expected 1 to {len(pool)} (the real data there are), found {n}; use fewer samples.")
-    if draws < 1:
-        raise ValueError(f"draws: expected at least 1, found {draws}.")
-    pool, test = rows("pool", pool), rows("test", test)
-    theta, generator = directions(pool.shape[1], projections, seed), torch.Generator().manual_seed(seed)
-    subsets = (pool[torch.randperm(len(pool), generator=generator)[:n]] for _ in range(draws))
-    real = _quantiles(test, theta)
-    values = torch.tensor([_distance(_quantiles(subset, theta), real) for subset in subsets], dtype=torch.float64)
-    return Floor(values.mean().item(), values.std(correction=0).item())
 
 
 def nearest_distance(queries: Tensor, references: Tensor, chunk: int = 256) -> Tensor:

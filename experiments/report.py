@@ -4,30 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.baselines import Baseline
-from experiments.comparison import Comparison
 from experiments.table_cells import table
 
 if TYPE_CHECKING:
     from experiments.audit import Audit  # which writes its own table with this module's
-
-
-def samplers(comparison: Comparison, n: int, seeds: int) -> str:
-    """The sampler table: calls, seconds, distance to held-out data beside the noise floor."""
-    floor = comparison.floor
-    rows = [
-        (
-            r.sampler,
-            f"{r.nfe:.0f}",
-            f"{r.seconds:.2f}",
-            f"{r.distance:.4f}" + f" ± {r.distance_std:.4f}" * (seeds > 1),
-            f"{r.distance / floor.mean:.2f}",
-        )
-        for r in comparison.rows
-    ]
-    rows.append(("(real data: noise floor)", "", "", f"{floor.mean:.4f} ± {floor.std:.4f}", "1.00"))
-    over = f"mean ± deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    title = f"Samplers: {n} samples each, {over}; sliced W2 distance to held-out data"
-    return f"{title}\n{table(('sampler', 'NFE', 'seconds', 'distance', 'of floor'), rows)}"
 
 
 def likelihood(

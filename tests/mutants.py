@@ -54,6 +54,13 @@ AVERAGE = ("tests/experiments/test_average.py",)
 WEIGHTED = ("tests/models/test_weighting.py",)
 TIMES = ("tests/models/test_time_sampling.py",)
 IMPLICIT = ("tests/models/test_implicit.py",)
+QUALITY, DISTANCES = ("tests/test_quality.py",), ("tests/test_distances.py",)
+NEIGHBOURS, FEATURES = ("tests/test_neighbours.py",), ("tests/test_features.py",)
+KNOWN, ADVICE = ("tests/test_known.py",), ("tests/test_advice.py",)
+LEAGUE, CALLS = ("tests/experiments/test_comparison.py",), ("tests/solvers/test_calls.py",)
+REPORT, PAGE = ("tests/experiments/test_report_task.py",), ("tests/test_page.py",)
+FIGURES, DRAWN = ("tests/test_figures_more.py",), ("tests/experiments/test_figure_tasks.py",)
+SWEEP, STORE = ("tests/experiments/test_sweep.py",), ("tests/experiments/test_network_store.py",)
 ORDER = ("tests/experiments/test_order.py", "-k", "not workers")
 RESUME = (
     "tests/experiments/test_resume.py",
@@ -1665,6 +1672,210 @@ MUTANTS = [
         "if not (is_plugin(target) or _exports(module, name, part)):",
         "if False:",
         BUILD,
+    ),
+    Mutant(
+        "a jackknife that divides by too much",
+        "experiments/jackknife.py",
+        "/ (h - 1)).mean(dim=0)",
+        "/ h).mean(dim=0)",
+        QUALITY,
+    ),
+    Mutant(
+        "a distance to itself in U-statistics",
+        "experiments/distances.py",
+        "block.diagonal(offset=part.start).zero_()",
+        "block.diagonal().zero_()",
+        DISTANCES,
+    ),
+    Mutant(
+        "pairs of a group that is left out counted twice",
+        "experiments/distances.py",
+        "gone = (2 * sums.sum(dim=1) - sums.diagonal())[:used]",
+        "gone = (2 * sums.sum(dim=1))[:used]",
+        QUALITY,
+    ),
+    Mutant(
+        "a neighbour that is left out and stays",
+        "experiments/neighbours.py",
+        "radii[1 + g, groups.label == g] = -1",
+        "pass",
+        QUALITY,
+    ),
+    Mutant(
+        "the error of a sum for that of a mean of seeds",
+        "experiments/quality.py",
+        "/ len(sets) ** 2",
+        "/ len(sets)",
+        QUALITY,
+    ),
+    Mutant(
+        "features that can't be learned inside no_grad",
+        "experiments/features.py",
+        "with torch.inference_mode(False), torch.enable_grad():",
+        "with torch.enable_grad():",
+        FEATURES,
+    ),
+    Mutant(
+        "an NLL gap without the entropy",
+        "experiments/known.py",
+        "Measured((values.mean() - self._entropy.mean()).item()",
+        "Measured(values.mean().item()",
+        KNOWN,
+    ),
+    Mutant(
+        "an RMSE without its root's derivative",
+        "experiments/known.py",
+        "/ (2 * mean.sqrt()).clamp_min(1e-300)",
+        "",
+        KNOWN,
+    ),
+    Mutant(
+        "the exact flow from another seed's noise",
+        "experiments/known.py",
+        "sample(self.seed + i, dtype=torch.float32)",
+        "sample(self.seed, dtype=torch.float32)",
+        KNOWN,
+    ),
+    Mutant(
+        "a front that forgets passes back",
+        "experiments/advice.py",
+        'return row["nfe"] + row["backward"]',
+        'return row["nfe"]',
+        ADVICE,
+    ),
+    Mutant(
+        "a floor of one draw for the mean of many",
+        "experiments/advice.py",
+        '_WITHIN * floor["std"] / seeds**0.5',
+        '_WITHIN * floor["std"]',
+        ADVICE,
+    ),
+    Mutant(
+        "every seed the first one",
+        "experiments/comparison.py",
+        "draw(solver, model, shape, config.seed + i, device",
+        "draw(solver, model, shape, config.seed, device",
+        LEAGUE,
+    ),
+    Mutant(
+        "a search that looks at the test split",
+        "experiments/comparison.py",
+        "return getattr(self.problem.data, self.split)",
+        "return self.problem.data.test",
+        LEAGUE,
+    ),
+    Mutant(
+        "features for metrics of x",
+        "experiments/comparison.py",
+        "own = reference[metric.of_features]",
+        "own = reference[True]",
+        LEAGUE,
+    ),
+    Mutant(
+        "the calls of a wrapper for those of its network",
+        "solvers/calls.py",
+        "return list(dict.fromkeys(inner)) or [model]",
+        "return [model]",
+        CALLS,
+    ),
+    Mutant("a pass back for each part of the pair", "solvers/calls.py", 'mode="any"', 'mode="all"', CALLS),
+    Mutant(
+        "a deviation for a standard error over seeds",
+        "experiments/grouping.py",
+        "return mean(means), stdev(means) / len(means) ** 0.5",
+        "return mean(means), stdev(means)",
+        REPORT,
+    ),
+    Mutant(
+        "different numbers of samples in one table",
+        "experiments/grouping.py",
+        'for name in ("samples", "reference", "features")}',
+        'for name in ("reference", "features")}',
+        REPORT,
+    ),
+    Mutant(
+        "a dead run that is running",
+        "experiments/collection.py",
+        'if state == "running" and died(folder):',
+        "if False:",
+        REPORT,
+    ),
+    Mutant(
+        "markup in a cell",
+        "experiments/table_cells.py",
+        'words = " ".join(links) if cell.links else escape(cell.text)',
+        'words = " ".join(links) if cell.links else cell.text',
+        PAGE,
+    ),
+    Mutant(
+        "best without its error", "experiments/table_cells.py", "    limit = lowest + error", "    limit = lowest", PAGE
+    ),
+    Mutant(
+        "another sample in the same column",
+        "experiments/sampler_figures.py",
+        "tile(torch.cat(rows), len(rows[0]))",
+        "tile(torch.stack(rows, 1).flatten(0, 1), len(rows[0]))",
+        FIGURES,
+    ),
+    Mutant(
+        "an animation without pauses",
+        "experiments/animation.py",
+        "[FIRST, *[FRAME] * (frames - 2), LAST][-frames:]",
+        "[FRAME] * frames",
+        FIGURES,
+    ),
+    Mutant(
+        "a frame late",
+        "experiments/animation.py",
+        "picture.set_data(mosaics[i].numpy())",
+        "picture.set_data(mosaics[max(i - 1, 0)].numpy())",
+        FIGURES,
+    ),
+    Mutant("two colours that one eye takes for one", "experiments/canvas.py", '"#CC79A7"', '"#1A9E83"', FIGURES),
+    Mutant(
+        "one figure that ends the others",
+        "experiments/figure_tasks.py",
+        "except SURVIVED as error:",
+        "except MemoryError as error:",
+        DRAWN,
+    ),
+    Mutant(
+        "the last weights after an early stop", "experiments/networks.py", "(BEST if early else LAST)", "LAST", STORE
+    ),
+    Mutant(
+        "what follows depends on who trained",
+        "experiments/networks.py",
+        "    seed_everything(session.config.seed)  # what follows must not depend on who trained\n",
+        "",
+        STORE,
+    ),
+    Mutant(
+        "networks that an early stop tells apart",
+        "experiments/training_state.py",
+        "return found | judged",
+        "return found",
+        STORE,
+    ),
+    Mutant(
+        "a failed cell tried twice in one sweep",
+        "experiments/cells.py",
+        'if status.get("state") == "done" or (status and status.get("sweep") == invocation):',
+        'if status.get("state") == "done":',
+        SWEEP,
+    ),
+    Mutant(
+        "20 and 20.0 are two cells",
+        "experiments/cells.py",
+        "return float(value) if number else value",
+        "return value",
+        SWEEP,
+    ),
+    Mutant(
+        "rounds without an end",
+        "experiments/sweep.py",
+        "return left if 0 < left < left_before else None",
+        "return left if left else None",
+        SWEEP,
     ),
 ]
 

@@ -9,9 +9,6 @@ import torch
 from experiments import figures, likelihood_figures, plane_figures, training_figures
 from experiments.canvas import running_mean, tile
 from experiments.labels import place_labels
-from experiments.metrics import Floor
-
-FLOOR = Floor(0.05, 0.004)
 
 
 def normal(*shape, seed=0):
@@ -21,10 +18,6 @@ def normal(*shape, seed=0):
 def plane(m=7):
     axis = torch.linspace(-2, 2, m)
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
-
-
-def rows(*nfe):
-    return [{"sampler": f"sampler_{i % 9}", "nfe": n, "distance": 0.05 + 2 / n} for i, n in enumerate(nfe)]
 
 
 BASELINES = {"uniform": (4.09, 0.0), "pixel_histogram": (2.3, 0.02)}
@@ -39,8 +32,6 @@ DRAW = {
     "loss_curve, one negative": lambda p: figures.loss_curve([1], [-2.0], p, validation=[]),
     "loss_by_noise_level": lambda p: training_figures.loss_by_noise_level(LEVELS, p),
     "loss_by_noise_level, one": lambda p: training_figures.loss_by_noise_level([(5, -1, 1, -3.0, 2)], p),
-    "quality_against_nfe": lambda p: figures.quality_against_nfe(rows(*range(5, 40)), FLOOR, p),
-    "quality_against_nfe, one": lambda p: figures.quality_against_nfe([rows(9)[0] | {"distance_std": 0.01}], FLOOR, p),
     "noise_to_data": lambda p: figures.noise_to_data(50 * normal(13, 2, 1, 8, 8), torch.linspace(1, 1e-5, 13), p),
     "noise_to_data, short": lambda p: figures.noise_to_data(torch.zeros(2, 1, 3, 4, 4), [1, 0], p),
     "trajectories_2d": lambda p: plane_figures.trajectories_2d(normal(5, 6, 2), p),
@@ -91,7 +82,6 @@ WRONG = {
     ),
     "steps: expected shape (3), found (2)": lambda p: figures.loss_curve([1, 2], [1.0, 2.0, 3.0], p),
     "validation: expected shape (V, 2), found (2)": lambda p: figures.loss_curve([1], [1.0], p, validation=[1, 2]),
-    "rows: expected shape (R, 3), found (0)": lambda p: figures.quality_against_nfe([], FLOOR, p),
     "times: expected shape (4), found (3)": lambda p: figures.noise_to_data(normal(4, 1, 1, 2, 2), [1, 2, 3], p),
     "trajectory: expected shape (K, N, 2), found (4, 5, 3)": lambda p: plane_figures.trajectories_2d(
         normal(4, 5, 3), p

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.data import digits
-from experiments.metrics import auroc, classifier_confidence, copy_report, nearest_distance, noise_floor, sliced_w2
+from experiments.metrics import auroc, classifier_confidence, copy_report, nearest_distance, sliced_w2
 
 
 def normal(n, *shape, seed=0):
@@ -63,33 +63,6 @@ def test_refuses_to_average_over_nothing():
     x = normal(5, 2)
     with pytest.raises(ValueError, match="projections: expected at least 1, found 0"):
         sliced_w2(x, x, projections=0)
-    with pytest.raises(ValueError, match="draws: expected at least 1, found 0"):
-        noise_floor(x, x, n=3, draws=0)
-
-
-def test_noise_floor_is_what_perfect_samples_have():
-    pool, test = normal(2000, 4), normal(300, 4, seed=1)
-    floor = noise_floor(pool, test, n=300)
-    perfect = sliced_w2(normal(300, 4, seed=2), test)
-    wrong = sliced_w2(normal(300, 4, seed=3) * 1.5, test)
-    assert abs(perfect - floor.mean) < 5 * floor.std
-    assert wrong > floor.mean + 10 * floor.std
-    assert noise_floor(pool, test, n=300) == floor
-
-
-def test_noise_floor_of_the_whole_pool_is_its_sliced_w2():
-    pool, test = normal(50, 4), normal(30, 4, seed=1)
-    floor = noise_floor(pool, test, n=50, draws=3, projections=64, seed=7)
-    assert floor.mean == pytest.approx(sliced_w2(pool, test, projections=64, seed=7), rel=1e-12)
-    assert floor.std == pytest.approx(0, abs=1e-12)
-
-
-def test_noise_floor_falls_with_n_and_refuses_more_than_there_is():
-    pool, test = normal(400, 4), normal(300, 4, seed=1)
-    assert noise_floor(pool, test, n=300).mean < noise_floor(pool, test, n=50).mean
-    for n in (0, 401):
-        with pytest.raises(ValueError, match=f"1 to 400 .*found {n}"):
-            noise_floor(pool, test, n)
 
 
 def test_nearest_distance_is_the_smallest_of_all():

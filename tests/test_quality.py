@@ -11,7 +11,7 @@ from configurations import configuration
 from experiments.build import ConfigError
 from experiments.distances import MMD, Energy, Frechet, KernelDistance, SlicedW2
 from experiments.jackknife import Groups, jackknife_variance
-from experiments.metrics import noise_floor
+from experiments.metrics import sliced_w2
 from experiments.neighbours import Neighbours
 from experiments.quality import (
     Column,
@@ -185,11 +185,39 @@ def test_refuses_no_sets_one_group_and_numbers_beyond_all_squares():
         Column("a", "a", "best")
 
 
-def test_the_floor_of_sliced_w2_is_the_noise_floor():
-    pool, y = normal(90, 4), normal(30, 4, seed=1)
-    assert floors(SlicedW2(seed=3), pool, y, 40, draws=7, seed=3)["sliced_w2"] == pytest.approx(
-        noise_floor(pool, y, 40, draws=7, seed=3), rel=1e-12
-    )
+def sliced_floor(pool, test, n, metric=SlicedW2(), **more):  # noqa: B008 - it is frozen
+    return floors(metric, pool, test, n, **more)["sliced_w2"]
+
+
+def test_a_floor_needs_a_draw():
+    x = normal(5, 2)
+    with pytest.raises(ValueError, match="draws: expected at least 1, found 0"):
+        sliced_floor(x, x, n=3, draws=0)
+
+
+def test_noise_floor_is_what_perfect_samples_have():
+    pool, test = normal(2000, 4), normal(300, 4, seed=1)
+    floor = sliced_floor(pool, test, n=300)
+    perfect = sliced_w2(normal(300, 4, seed=2), test)
+    wrong = sliced_w2(normal(300, 4, seed=3) * 1.5, test)
+    assert abs(perfect - floor.mean) < 5 * floor.std
+    assert wrong > floor.mean + 10 * floor.std
+    assert sliced_floor(pool, test, n=300) == floor
+
+
+def test_noise_floor_of_the_whole_pool_is_its_sliced_w2():
+    pool, test = normal(50, 4), normal(30, 4, seed=1)
+    floor = sliced_floor(pool, test, n=50, draws=3, metric=SlicedW2(64, 7))
+    assert floor.mean == pytest.approx(sliced_w2(pool, test, projections=64, seed=7), rel=1e-12)
+    assert floor.std == pytest.approx(0, abs=1e-12)
+
+
+def test_noise_floor_falls_with_n_and_refuses_more_than_there_is():
+    pool, test = normal(400, 4), normal(300, 4, seed=1)
+    assert sliced_floor(pool, test, n=300).mean < sliced_floor(pool, test, n=50).mean
+    for n in (0, 401):
+        with pytest.raises(ValueError, match=f"1 to 400 .*found {n}"):
+            sliced_floor(pool, test, n)
 
 
 def test_floors_are_what_perfect_samples_have_and_wrong_ones_have_not():

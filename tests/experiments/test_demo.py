@@ -22,7 +22,8 @@ def test_the_default_run_meets_its_bars(tmp_path):
     assert summary["likelihood"]["value"] <= 1.85
     assert summary["likelihood"]["value"] < summary["baselines"]["linear_autoregressive"]["bits_per_dim"]
     rows = {row["sampler"]: row for row in summary["comparison"]["rows"]}
-    assert rows["probability_flow"]["distance"] <= 1.2 * summary["comparison"]["noise_floor"]["mean"]
+    floor = summary["comparison"]["metrics"]["sliced_w2"]["floor"]["mean"]
+    assert rows["probability_flow"]["metrics"]["sliced_w2"]["value"] <= 1.2 * floor
     near = summary["image_quality"]["nearest_training_image"]
     assert near["samples_min"] >= near["test_min"]
 
