@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-from experiments.canvas import FAINT, MARKERS, PALETTE, canvas, plain_log_ticks, readable
+from experiments.canvas import FAINT, canvas, curve_look, plain_log_ticks, readable
 
 IMAGE = Path(__file__).parent / "images" / "study.png"
 CLOSE = 1.05  # times the best
@@ -85,9 +85,8 @@ def figure(values: Values, sdes: list[str], samplers: list[str]) -> None:
         panels = list(drawn.subplots(2, across, sharex=True, sharey=True, squeeze=False).flat)
         for axes, sde in zip(panels, sdes, strict=False):
             for i, sampler in enumerate(samplers):
-                look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i], "linestyle": "-" if i < 7 else "--"}
                 y = [mean(values[sde, sampler, budget]) for budget in budgets]
-                axes.plot(budgets, y, label=readable(sampler), markersize=4.5, linewidth=1.2, **look)
+                axes.plot(budgets, y, label=readable(sampler), markersize=4.5, linewidth=1.2, **curve_look(i))
             axes.axhline(1, color=FAINT, linewidth=1)
             axes.set(title=sde, xscale="log", yscale="log", ylim=(0.9, 20), xticks=budgets)
             plain_log_ticks(axes.yaxis)

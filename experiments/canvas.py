@@ -126,6 +126,12 @@ def panel_axes(figure, down: int, across: int, used: int) -> list:
     return axes[:used]
 
 
+def curve_look(i: int) -> dict[str, str]:
+    """The i-th curve's colour, marker and line: the first 77 have no pair of colour and marker in common."""
+    line = "--" if i // len(PALETTE) % 2 else "-"
+    return {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "linestyle": line}
+
+
 def readable(name: str) -> str:
     return name.replace("_", " ")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.canvas import FAINT, INK, MARKERS, PALETTE, canvas, checked, log_if_wide, plain_log_ticks, readable
+from experiments.canvas import FAINT, INK, PALETTE, canvas, checked, curve_look, log_if_wide, plain_log_ticks, readable
 from experiments.labels import label_curves
 from experiments.metrics import Floor
 from experiments.table_cells import SCORES, pareto_front
@@ -54,8 +54,7 @@ def _draw(axes, points: Tensor, curves: dict[str, list[int]], best: str, floor: 
     lines = {}
     for i, (name, index) in enumerate(curves.items()):
         line = points[index][points[index, 0].argsort(stable=True)]
-        look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "linewidth": 1.2}
-        axes.errorbar(*line[:, :2].T, yerr=line[:, 2], markersize=6, elinewidth=1, **look)
+        axes.errorbar(*line[:, :2].T, yerr=line[:, 2], markersize=6, elinewidth=1, linewidth=1.2, **curve_look(i))
         lines[readable(name)] = line[:, :2]
     _front(axes, points, best)
     seen = points[:, 1]

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from tanh_process import Benes
 
-from experiments import animation, figures, pictures, plane_figures, process_figures, sampler_figures
-from experiments.canvas import BLUE, FAINT, MARKERS, ORANGE, PALETTE, equal_contrast, tile
+from experiments import animation, pictures, plane_figures, process_figures, sampler_figures
+from experiments.canvas import BLUE, FAINT, MARKERS, ORANGE, PALETTE, curve_look, equal_contrast, tile
 from experiments.run import Run
 from sde import EDM, VE, VP, RectifiedFlow
 from solvers import DDIM
@@ -390,7 +390,7 @@ def test_any_two_colours_are_told_apart_with_any_colour_vision(kind):
 
 def test_no_two_curves_of_a_figure_look_alike():
     """Those of one colour, or of colours that are near, differ in their markers, and from the eighth on in dashes."""
-    for look, count in ((figures._look, 34), (process_figures._look, 9)):
+    for look, count in ((curve_look, 77), (process_figures._look, 9)):
         looks = [look(i) for i in range(count)]
         shown = {(one["color"], one["marker"]) for one in looks}
         assert len(shown) == count

@@ -59,6 +59,7 @@ def test_the_peak_of_a_part_and_that_of_the_whole():
 
 
 def test_units_of_each_system(monkeypatch, tmp_path):
+    monkeypatch.setattr(usage, "_highest", {})  # what parts of this process had, in bytes
     here, known = peak_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     monkeypatch.setattr(usage, "_STATUS", tmp_path / "none")
     monkeypatch.setattr(usage.sys, "platform", "darwin")
