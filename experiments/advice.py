@@ -15,7 +15,7 @@ _WITHIN = 2.0  # standard errors
 Row = Mapping[str, Any]
 
 
-def calls(row: Row) -> int:
+def calls(row: Row) -> float:
     """Passes through the network, forwards and backwards."""
     return row["nfe"] + row["backward"]
 
@@ -70,7 +70,7 @@ def _score(row: Row, name: str, metric: Mapping[str, Any]) -> float:
 
 
 def _called(row: Row) -> str:
-    return f"{readable(row['sampler'])} at {calls(row)}"
+    return f"{readable(row['sampler'])} at {calls(row):.4g}"
 
 
 def _value(row: Row, name: str, metric: Mapping[str, Any]) -> str:

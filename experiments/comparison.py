@@ -217,7 +217,7 @@ def compare(
 def _drawn(
     solver: Solver, model: ScoreModel, shape: tuple[int, ...], config: DictConfig, device: torch.device
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """The samples of each seed, and what they took; seconds are the mean over the seeds."""
+    """The samples of each seed, and what they took: the mean over the seeds."""
     sets, spent, settings = [], [], config.compare
     if solver.compile:  # compiling is no part of sampling
         draw(solver, model, shape, config.seed, device, settings.batch_size)
@@ -225,11 +225,12 @@ def _drawn(
         for i in range(settings.seeds):
             started = time.perf_counter()
             out = draw(solver, model, shape, config.seed + i, device, settings.batch_size)  # waits for a GPU
-            spent.append(time.perf_counter() - started)
+            spent.append((out.nfe, out.backward, time.perf_counter() - started))
             sets.append(out.x.float())
         memory = peak()
     about = {name: getattr(solver, name, None) for name in ("steps", "final")}
-    cost = {"nfe": out.nfe, "backward": out.backward, "seconds": sum(spent) / len(spent), "peak_memory_bytes": memory}
+    nfe, backward, seconds = (sum(column) / len(spent) for column in zip(*spent, strict=True))
+    cost = {"nfe": nfe, "backward": backward, "seconds": seconds, "peak_memory_bytes": memory}
     return sets, {"solver": str(solver)} | about | cost
 
 

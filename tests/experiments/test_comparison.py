@@ -59,9 +59,10 @@ def test_the_calls_are_those_that_a_hook_counts(model, small, found):
         assert str(solver) == row["solver"]
         count = []
         handle = model.net.register_forward_hook(lambda *_, count=count: count.append(1))
-        solver(model, shape=(40, 2), seed=0)
+        for seed in (0, 1):
+            solver(model, shape=(40, 2), seed=seed)
         handle.remove()
-        assert row["nfe"] == len(count) and row["backward"] == 0
+        assert row["nfe"] == len(count) / 2 and row["backward"] == 0
         assert row["budget"] is None or row["nfe"] <= row["budget"] < row["nfe"] + 3
     assert {(row["sampler"], row["budget"]) for row in found.rows} >= {
         ("heun", 4),
