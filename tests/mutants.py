@@ -1778,7 +1778,13 @@ MUTANTS = [
         "return [model]",
         CALLS,
     ),
-    Mutant("a pass back for each part of the pair", "solvers/calls.py", 'mode="any"', 'mode="all"', CALLS),
+    Mutant(
+        "a pass back for each part of the pair",
+        "solvers/calls.py",
+        'torch.autograd.graph.register_multi_grad_hook(parts, count_back, mode="any")',
+        "_ = [part.register_hook(count_back) for part in parts]",
+        CALLS,
+    ),
     Mutant(
         "a deviation for a standard error over seeds",
         "experiments/grouping.py",
