@@ -42,8 +42,11 @@ POOLS = {"test": ("train", "validation"), "validation": ("train",)}
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """``content``: settings, metrics, rows, fronts and advice, as plain values. ``samples``: by the name of each
-    sampler, those at its largest budget from the first seed. ``chosen``: the name that ``solver=`` goes by."""
+    """``content``: settings, metrics, rows, fronts and advice, as plain values.
+
+    samples: by the name of each sampler, those at its largest budget from the first seed. chosen: the name that
+    ``solver=`` goes by, or the first sampler where that one is left out.
+    """
 
     content: dict[str, Any]
     samples: dict[str, Tensor]
@@ -211,7 +214,7 @@ def compare(
         raise SamplingDiverged(f"no sampler could be measured; the first: {failed[0]['reason']}")
     about = {"model": about, "sde": str(model.sde), "features": _features(measures.features)}
     content = _content(measures, known, rows, chosen, settings, about)
-    return Comparison(content | {"failed": failed}, samples, chosen)
+    return Comparison(content | {"failed": failed}, samples, chosen if chosen in samples else next(iter(samples)))
 
 
 def _drawn(

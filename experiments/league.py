@@ -181,13 +181,12 @@ def caption(settings: Mapping[str, Any]) -> str:
 def text(comparison: Mapping[str, Any]) -> str:
     """For a terminal, whose lines are short: without steps, memory, and what all rows share."""
     rows = [{name: value for name, value in row.items() if name not in _LEFT_OUT} for row in comparison["rows"]]
-    failed = [f"left out: {one['solver']} ({one['reason']})" for one in comparison.get("failed", ())]
-    return "\n".join([league(comparison | {"rows": rows}).text(), *failed, *recommendation(comparison)])
+    return "\n".join([league(comparison | {"rows": rows}).text(), *left_out(comparison), *recommendation(comparison)])
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
     """For Markdown."""
-    return "\n\n".join([league(comparison).markdown(), *recommendation(comparison)]) + "\n"
+    return "\n\n".join([league(comparison).markdown(), *left_out(comparison), *recommendation(comparison)]) + "\n"
 
 
 def as_csv(comparison: Mapping[str, Any]) -> str:
@@ -220,6 +219,11 @@ def recommendation(comparison: Mapping[str, Any]) -> list[str]:
     return [f"Recommendation: {comparison['recommendation']}"] if comparison.get("recommendation") else []
 
 
+def left_out(comparison: Mapping[str, Any]) -> list[str]:
+    """Which samplers could not be measured, and why."""
+    return [f"Left out: {one['solver']} ({one['reason']})" for one in comparison.get("failed", ())]
+
+
 def comparison_page(summary: Mapping[str, Any], config_text: str, figures: Sequence[Path]) -> str:
     """The page of a ``task=compare`` run, as HTML.
 
@@ -234,7 +238,10 @@ def comparison_page(summary: Mapping[str, Any], config_text: str, figures: Seque
     parts: list[Part] = [Words(". ".join(described) + "."), *(Words(line) for line in recommendation(comparison))]
     if comparison.get("chosen"):
         parts.append(Words(f"solver= stands for {readable(comparison['chosen'])}."))
-    sections = [Section("", tuple(parts)), Section("Samplers", (league(comparison), Words(OVER), Words(READING)))]
+    sections = [
+        Section("", tuple(parts)),
+        Section("Samplers", (league(comparison), *map(Words, left_out(comparison)), Words(OVER), Words(READING))),
+    ]
     if figures:
         sections.append(Section("Figures", (gallery(figures),)))
     sections.append(Section("Configuration", (Settings("The configuration of this run", config_text),)))

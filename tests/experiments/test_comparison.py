@@ -7,7 +7,7 @@ import pytest
 import torch
 from configurations import configuration
 
-from experiments import comparison, tasks
+from experiments import comparison, league, tasks
 from experiments.advice import fronts
 from experiments.build import ConfigError
 from experiments.comparison import Measures, compare
@@ -107,6 +107,14 @@ def test_a_sampler_that_fails_is_left_out_and_said_to_be(model, small, caplog):
     (failed,) = found.content["failed"]
     assert failed["sampler"] == "adaptive_sde" and failed["reason"].startswith("SamplingDiverged")
     assert "adaptive_sde" not in found.samples and "is left out" in caplog.text
+    assert "Left out: AdaptiveSDE(" in league.text(found.content)
+    assert "Left out: AdaptiveSDE(" in league.comparison_page({"comparison": found.content}, "", [])
+
+
+def test_where_the_chosen_sampler_fails_another_is_shown(model, small):
+    config = settings("compare.names=[ddim]", "solver=adaptive_sde", "solver.max_steps=1")
+    found = compare(model, small, config, CPU)
+    assert found.chosen == "ddim" and found.content["chosen"] == "adaptive_sde" and found.content["objective"] is None
 
 
 def test_where_all_fail_it_is_an_error(model, small, monkeypatch):
