@@ -141,8 +141,7 @@ class Measures:
         self.metrics, self.features = build_metrics(settings), build_features(settings, problem)
         self.n = min(settings.samples, sum(len(getattr(problem.data, name)) for name in POOLS[self.split]))
         require_enough(self.metrics, self.n, len(self._real))
-        if self.n < settings.samples:
-            log.warning("comparing %d samples, not %d: as many as there are real examples", self.n, settings.samples)
+        self.wanted = settings.samples
 
     @property
     def _real(self) -> Tensor:
@@ -155,6 +154,8 @@ class Measures:
 
     def prepare(self) -> None:
         """The reference set, and what n real examples come to."""
+        if self.n < self.wanted:
+            log.warning("comparing %d samples, not %d: as many as there are real examples", self.n, self.wanted)
         source = torch.Generator().manual_seed(self.seed)
         reference = self._seen(self.problem.x(self._real, source))
         pool = torch.cat([getattr(self.problem.data, name) for name in POOLS[self.split]])

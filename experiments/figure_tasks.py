@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from experiments import comparison, likelihood_figures, pictures
 from experiments.build import ConfigError
 from experiments.draw import draw
+from experiments.known import exact_score
 from experiments.likelihood_tasks import build_flow, check_settings
 from experiments.run import Run
 from experiments.session import Session, load_model
 from experiments.watch import SURVIVED
-from models import GaussianMixture
 from sde import ScoreModel
 from solvers import ProbabilityFlow
 from solvers.base import Solver
@@ -88,8 +88,7 @@ def density(session: Session, model: ScoreModel) -> list[Path]:
         return []
     if not problem.data.density:
         return pictures.of_learned_density(model, problem, session.run, session.device)
-    known = {name: value.float() for name, value in problem.data.density.items()}
-    exact = GaussianMixture(**known, sde=model.sde).to(session.device)
+    exact = exact_score(problem.data, model.sde).to(session.device)
     return pictures.of_density(model, exact, session.run, session.device)
 
 

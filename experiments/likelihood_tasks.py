@@ -20,12 +20,12 @@ from experiments.data import Data
 from experiments.dequantization import Dequantizer
 from experiments.dequantizers import check_convention, of_convention
 from experiments.estimator import PARTS, Estimator, evaluate
+from experiments.known import exact_score
 from experiments.metrics import auroc
 from experiments.resume import Partial, digest, source_of
 from experiments.run import Run, replacing
 from experiments.session import Session, load_model
 from experiments.training_state import flat
-from models import GaussianMixture
 from sde import GaussianChain, GaussianSDE, ScoreModel
 from solvers import Divergence, ProbabilityFlow, log_likelihood
 from solvers.integration import integration
@@ -272,8 +272,7 @@ def draw(session: Session, found: Audit, values: Tensor) -> None:
 
 def exact_likelihood(session: Session, model: ScoreModel, values: Tensor, log_prob: Tensor) -> dict[str, float]:
     """Mean exact log-density of the same points, the model's mean excess over it, and the root mean square."""
-    density = {name: value.float() for name, value in session.problem.data.density.items()}
-    exact = GaussianMixture(**density, sde=model.sde).to(session.device)
+    exact = exact_score(session.problem.data, model.sde).to(session.device)
     session.figures += pictures.of_density(model, exact, session.run, session.device)
     truth = exact.log_prob(values.to(session.device)).cpu().double()
     error = log_prob - truth

@@ -162,7 +162,9 @@ def test_features_are_seen_by_the_metrics_of_features_alone(small):
 
 
 def test_more_samples_than_there_are_real_ones_are_cut_and_said_to_be(small, caplog):
-    assert Measures(settings("compare.samples=5000"), small).n == 260
+    measures = Measures(settings("compare.samples=5000"), small)
+    measures.prepare()
+    assert measures.n == 260
     assert "comparing 260 samples, not 5000" in caplog.text
 
 
