@@ -69,7 +69,7 @@ class Conditioning(nn.Module):
             raise ValueError(f"classes must be a number of classes, or 0 for none, found {classes!r}")
         self.features = EMBEDDINGS[embedding](features)
         self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-        self.classes = nn.Embedding(classes + 1, width) if classes else None
+        self.known, self.classes = classes, nn.Embedding(classes + 1, width) if classes else None
 
     def forward(self, label: Tensor, class_label: Tensor | None = None) -> Tensor:
         """Before its last activation. ``class_label``: integers in 0..classes, ``(B,)``."""

@@ -6,6 +6,10 @@ With S = U diag(d) U^T, r = U^T (x - alpha mu) and v = alpha^2 d + sigma^2, a co
     x0 = mu + U (alpha d / v) r,        eps = U (sigma / v) r,
 
 free of cancellation at both ends of time; the mixture's are their averages over the posterior of the component.
+
+What is known of a mixture makes it another one: of a class, a component; of y = A x_0 + s_y n, by Bayes' rule for each,
+
+    mu + K (y - A mu),    S - K A S,    K = S A^T (A S A^T + s_y^2 I)^-1,    weights w N(y; A mu, A S A^T + s_y^2 I).
 """
 
 import math
@@ -23,6 +27,8 @@ class GaussianMixture(ScoreModel, Density):
     ----------
     weights: ``(K,)``, positive; normalized to sum 1. means: ``(K, D)``. covariances: ``(K, D, D)``, symmetric, positive
         semi-definite. Data of any shape with D values are flattened.
+
+    Its components are classes: with ``class_label``, int64 ``(B,)`` in 0 .. K, it is the model of one, and K is none.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, sde: GaussianSDE):
@@ -34,6 +40,7 @@ class GaussianMixture(ScoreModel, Density):
         self.register_buffer("means", means)
         self.register_buffer("variances", variances.clamp(min=0))
         self.register_buffer("axes", axes)
+        self.classes = len(means)
 
     @staticmethod
     def _check(weights: Tensor, means: Tensor, covariances: Tensor):
@@ -46,9 +53,12 @@ class GaussianMixture(ScoreModel, Density):
         if not torch.allclose(covariances, covariances.mT) or bool((torch.linalg.eigvalsh(covariances) < -1e-6).any()):
             raise ValueError("the covariances must be symmetric and positive semi-definite")
 
-    def forward(self, x: Tensor, t: Tensor) -> Prediction:
+    def forward(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Prediction:
         alpha, sigma, residual, variance, log_joint = self._components(x, t)
         share = torch.softmax(log_joint, dim=1)
+        if class_label is not None:
+            known = torch.arange(self.classes, device=x.device) == class_label[:, None]
+            share = torch.where(class_label[:, None] < self.classes, known.to(share), share)
         x0 = self.means + self._rotate(alpha * self.variances / variance * residual)
         eps = self._rotate(sigma / variance * residual)
         return Prediction(*(torch.einsum("bk,bkd->bd", share, part).reshape(x.shape) for part in (x0, eps)))
@@ -56,6 +66,21 @@ class GaussianMixture(ScoreModel, Density):
     def log_prob(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Log-density of p_t (of the data for ``t=None``) at ``x`` of shape ``(B, ...)``; nats, ``(B,)``."""
         return torch.logsumexp(self._components(x, t)[-1], dim=1)
+
+    def log_class(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """log p(k | x_t) of the components: the exact classifier of noisy data; nats, ``(B, K)``."""
+        return torch.log_softmax(self._components(x, t)[-1], dim=1)
+
+    def given(self, matrix: Tensor, observation: Tensor, noise_std: float) -> "GaussianMixture":
+        """The mixture of x_0 given y = A x_0 + s_y n: ``matrix`` A is ``(m, D)``, ``observation`` y ``(m,)``."""
+        covariances = (self.axes * self.variances[:, None]) @ self.axes.mT
+        seen, noise = covariances @ matrix.mT, noise_std**2 * torch.eye(len(matrix)).to(matrix)
+        evidence, misfit = matrix @ seen + noise, observation - self.means @ matrix.mT
+        gain = torch.linalg.solve(evidence, seen.mT).mT
+        means, left = self.means + torch.einsum("kdm,km->kd", gain, misfit), covariances - gain @ seen.mT
+        of_misfit = torch.distributions.MultivariateNormal(torch.zeros_like(misfit), evidence).log_prob(misfit)
+        weights = torch.softmax(self.log_weights + of_misfit, dim=0)
+        return GaussianMixture(weights.clamp_min(torch.finfo(weights.dtype).tiny), means, (left + left.mT) / 2, self.sde)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` samples of the data, ``(n, D)``."""

@@ -3,20 +3,21 @@
 import torch
 from torch import Tensor, nn
 
+from models.embedding import Conditioning
 from models.labels import LABELS
 from models.parametrization import ROWS, Parametrization, VarianceHead
-from sde import GaussianSDE, Prediction, ScoreModel, VariancePrediction
+from sde import GaussianSDE, Inside, Prediction, VariancePrediction
 from sde.base import expand
-from sde.score import carried
 
 
-class ScoreNetwork(ScoreModel):
+class ScoreNetwork(Inside):
     """A network ``net(x, label, **condition)`` as a score model under ``sde``.
 
     The network sees x_t / sqrt(alpha^2 s^2 + sigma^2), of unit variance for data of standard deviation s (1, but for
     EDM's row: ``Parametrization.data_std``), and a label of shape ``(B,)``, by default log(sigma / alpha): in these,
     all Gaussian SDEs pose it the same problem. Both, and the pair, are computed in the precision of ``t`` and ``x``,
-    also under autocast; the label is that of a level within ``sde.log_snr_range``, finite at both ends.
+    also under autocast; the label is that of a level within ``sde.log_snr_range``, finite at both ends. Where alpha or
+    sigma is 0 the row may leave x_0 or eps undetermined: it is asked just before (``Inside``).
 
     Parameters
     ----------
@@ -41,16 +42,7 @@ class ScoreNetwork(ScoreModel):
             parametrization = ROWS[parametrization]()
         self.net, self.parametrization, self.label = net, parametrization, LABELS[label]
         self.predicts_variance = isinstance(parametrization, VarianceHead)
-        low, high = sde.log_snr_range
-        self.ends = sde.time(torch.tensor((high, low), dtype=torch.float64)).tolist()
-        self.singular = bool(torch.isinf(sde.log_snr(torch.tensor((sde.t_min, sde.t_max)))).any())
-
-    def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
-        if not self.singular:
-            return self._predict(x, t, **condition)
-        # Where alpha or sigma is 0 the row may leave x_0 or eps undetermined: just before it, it does not.
-        inside = t.clamp(*self.ends)
-        return carried(self._predict, self.sde, x, inside, self.sde.alpha(t), self.sde.sigma(t), **condition)
+        self.classes = next((part.known for part in net.modules() if isinstance(part, Conditioning)), None)
 
     def _predict(
         self, x: Tensor, t: Tensor, with_variance: bool = False, **condition

@@ -20,7 +20,18 @@ from sde.ncsn import (
 )
 from sde.noise import Noise
 from sde.rectified_flow import RectifiedFlow
-from sde.score import Density, Prediction, ScoreField, ScoreFunction, ScoreModel, VariancePrediction
+from sde.score import (
+    Around,
+    Density,
+    Inside,
+    PerSample,
+    Prediction,
+    ScoreField,
+    ScoreModel,
+    VariancePrediction,
+    of_samples,
+)
+from sde.score_function import ScoreFunction
 from sde.subvp import SubVP
 from sde.ve import VE
 from sde.vp import VP
@@ -30,6 +41,7 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Around",
     "Cosine",
     "DDPMChain",
     "Decoder",
@@ -40,11 +52,13 @@ __all__ = [
     "GaussianChain",
     "GaussianPrior",
     "GaussianSDE",
+    "Inside",
     "Kernel",
     "LearnedSchedule",
     "LevelPosterior",
     "NCSNLevels",
     "Noise",
+    "PerSample",
     "Prediction",
     "RectifiedFlow",
     "Rescaled",
@@ -63,6 +77,7 @@ __all__ = [
     "levels_for",
     "linear_betas",
     "log_snr_betas",
+    "of_samples",
     "preserving",
     "sde_betas",
     "sigma_ratio",

@@ -15,6 +15,7 @@ from torch import Tensor
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it are far from one another
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -47,17 +48,23 @@ class Noise:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be an integer in [0, 2^64), found {self.seed!r}")
 
+    def other(self, number: int) -> "Noise":
+        """Streams for the same samples that have nothing to do with these, number 0, 1, ..."""
+        return Noise((self.seed + (number + 1) * _GOLDEN) % 2**64, self.first)
+
     def words(self, shape: tuple[int, ...], draw: int | Tensor, device=None) -> Tensor:
         """Uniform 32-bit words as int64, of the given shape ``(B, ...)``; for a ``draw`` of shape ``(K,)``, K of them.
 
-        Many draws at once cost little more than one: it is the number of operations that costs.
+        Many draws at once cost little more than one: it is the number of operations that costs. A ``draw`` of shape
+        ``(B, 1)`` gives each sample a number of its own.
         """
         draw = torch.as_tensor(draw, device=device)
+        lead, draw = ((), draw) if draw.dim() == 2 else (draw.shape, draw[..., None, None])
         block = torch.arange(-(-math.prod(shape[1:]) // 4), device=device)
         sample = torch.arange(self.first, self.first + shape[0], device=device)[:, None]
-        counter = torch.broadcast_tensors(block, sample & _MASK, draw[..., None, None], sample >> 32)
+        counter = torch.broadcast_tensors(block, sample & _MASK, draw, sample >> 32)
         words = torch.stack(philox(counter, (self.seed & _MASK, self.seed >> 32)), dim=-1)
-        return words.flatten(-2)[..., : math.prod(shape[1:])].reshape(*draw.shape, *shape)
+        return words.flatten(-2)[..., : math.prod(shape[1:])].reshape(*lead, *shape)
 
     def normal(self, shape: tuple[int, ...], draw: int | Tensor = 0, device=None, dtype=torch.float32) -> Tensor:
         """Independent standard normal numbers of shape ``(B, ...)``, or ``(K, B, ...)``, by Box and Muller's transform.

@@ -9,18 +9,19 @@ Tweedie's formula)
 
 In float32 neither x_0 nor eps nor the score alone is accurate at both ends of time; the pair is.
 
-A process without a Gaussian kernel has no such pair: there a ``ScoreFunction`` gives the score, and drift and diffusion
-the rest.
+A process without a Gaussian kernel has no such pair: there a ``ScoreFunction`` (``sde.score_function``) gives the score,
+and drift and diffusion the rest.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from sde.base import SDE, GaussianSDE, expand
+from sde.noise import Noise
 
 
 class Prediction(NamedTuple):
@@ -95,28 +96,20 @@ class Density(ABC):
         """log p_t at ``x``, up to a constant that may depend on t; nats, ``(B,)``."""
 
 
-class ScoreFunction(ScoreField):
-    """A function or network ``function(x, t, **condition)`` as the score under any SDE, affine or not."""
+class PerSample(ABC):
+    """What a model also is that does not treat all samples alike: with labels, observations or noise of their own."""
 
-    def __init__(self, sde: SDE, function: Callable[..., Tensor]):
-        super().__init__(sde)
-        self.function = function
+    @abstractmethod
+    def of_samples(self, noise: Noise, count: int) -> Self:
+        """The model for the ``count`` samples from number ``noise.first`` on; what it draws, it draws from ``noise``.
 
-    def forward(self, x: Tensor, t: Tensor, **condition) -> Tensor:
-        return self.function(x, t, **condition)
+        Raises ``ValueError`` where it has not got what it needs for as many.
+        """
 
-    def score(self, x: Tensor, t: Tensor, sigma: Tensor | None = None, **condition) -> Tensor:
-        return self(x, t, **condition)
 
-    def velocity(self, x: Tensor, t: Tensor, **condition) -> Tensor:
-        return self._drift(x, t, 0.5, **condition)
-
-    def reverse_drift(self, x: Tensor, t: Tensor, **condition) -> Tensor:
-        return self._drift(x, t, 1.0, **condition)
-
-    def _drift(self, x: Tensor, t: Tensor, share: float, **condition) -> Tensor:
-        """f - share g^2 score."""
-        return self.sde.drift(x, t) - expand(share * self.sde.diffusion(t).square(), x) * self(x, t, **condition)
+def of_samples(model: nn.Module, noise: Noise, count: int) -> nn.Module:
+    """``PerSample.of_samples`` of a model that has it; any other treats all samples alike."""
+    return model.of_samples(noise, count) if isinstance(model, PerSample) else model
 
 
 class ScoreModel(ScoreField):
@@ -124,6 +117,8 @@ class ScoreModel(ScoreField):
 
     predicts_variance: bool = False
     """Whether it takes ``with_variance=True``, for a ``VariancePrediction`` from the same call."""
+    classes: int | None = None
+    """Number of classes that its ``class_label`` may name, 0 for none; None where that is not known."""
 
     def __init__(self, sde: GaussianSDE):
         if not isinstance(sde, GaussianSDE):
@@ -164,7 +159,74 @@ class ScoreModel(ScoreField):
         return _Under(self, sde)
 
 
-class _Under(ScoreModel):
+class Inside(ScoreModel):
+    """A model that divides by alpha or sigma: where one of them is 0, it is asked just before, where it is not.
+
+    A subclass states ``_predict``.
+    """
+
+    def __init__(self, sde: GaussianSDE):
+        super().__init__(sde)
+        low, high = sde.log_snr_range
+        self.ends = sde.time(torch.tensor((high, low), dtype=torch.float64)).tolist()
+        self.singular = bool(torch.isinf(sde.log_snr(torch.tensor((sde.t_min, sde.t_max)))).any())
+
+    def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
+        if not self.singular:
+            return self._predict(x, t, **condition)
+        inside = t.clamp(*self.ends)
+        return carried(self._predict, self.sde, x, inside, self.sde.alpha(t), self.sde.sigma(t), **condition)
+
+    @abstractmethod
+    def _predict(self, x: Tensor, t: Tensor, **condition) -> Prediction:
+        """``forward`` where alpha and sigma are positive."""
+
+
+class Around(ScoreModel, PerSample):
+    """A model around others, its children, and around rows of tensors that belong to the samples.
+
+    ``noise``: whatever it draws itself comes from here; a solver says which by ``of_samples``.
+    """
+
+    def __init__(self, sde: GaussianSDE):
+        super().__init__(sde)
+        self.noise, self._rows = Noise(0), ()
+
+    def keep_rows(self, name: str, rows: Tensor) -> None:
+        """Keep ``rows`` as the buffer ``name``: a row for each sample, ``(N, ...)``, or one for all, ``(1, ...)``."""
+        self.register_buffer(name, rows)
+        self._rows = (*self._rows, name)
+
+    def of_samples(self, noise: Noise, count: int) -> Self:
+        twin = self.__new__(type(self))
+        twin.__dict__ = self.__dict__ | {"noise": noise}
+        twin._modules = {name: of_samples(child, noise, count) for name, child in self._modules.items()}
+        start = noise.first - self.noise.first
+        chosen = {name: _cut(name, self._buffers[name], start, count) for name in self._rows}
+        twin._buffers = self._buffers | chosen
+        return twin
+
+    def rows(self, name: str, x: Tensor) -> Tensor:
+        """The buffer ``name`` for the samples ``x``, of as many rows or one; ``ValueError`` for another number."""
+        found = self._buffers[name]
+        if len(found) not in (1, len(x)):
+            raise ValueError(f"{type(self).__name__}: {name} has {len(found)} rows, found {len(x)} samples; give 1 or as many")
+        return found
+
+
+def _cut(name: str, rows: Tensor, start: int, count: int) -> Tensor:
+    """Those of the samples from number ``start`` on."""
+    if len(rows) == 1:
+        return rows
+    if not 0 <= start <= start + count <= len(rows):
+        raise ValueError(
+            f"{name} has {len(rows)} rows, one for each sample; found samples {start} to {start + count - 1}: give one "
+            "row for all samples, or as many rows as there are"
+        )
+    return rows[start : start + count]
+
+
+class _Under(Around):
     """A model at the levels of another process than its own."""
 
     def __init__(self, model: ScoreModel, sde: GaussianSDE):
@@ -176,7 +238,7 @@ class _Under(ScoreModel):
                 f"{sde} begins at log-SNR {other:.4g}, with less noise than {model.sde} of this model, at {own:.4g}; "
                 f"raise its t_min to {time * 1.0001:.4g}"
             )
-        self.model, self.predicts_variance = model, model.predicts_variance
+        self.model, self.predicts_variance, self.classes = model, model.predicts_variance, model.classes
 
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         return self.model.at_level(x, self.sde.alpha(t), self.sde.sigma(t), **condition)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sde import Density, Noise, ScoreField, ScoreModel
+from sde import Density, Noise, ScoreField, ScoreModel, of_samples
 from sde.base import require_count
 from solvers.calls import counting
 from solvers.compiled import Compiled
@@ -110,7 +110,6 @@ class Solver(ABC):
         if type(trajectory) is not int or trajectory < 0:
             raise ValueError(f"trajectory must be an integer of at least 0, found {trajectory!r}")
         x_T = starting_noise(model, shape, seed, x_T, device, dtype, first)
-        model = Compiled(model) if self.compile else model
         parts, done = x_T.split(batch_size or max(1, len(x_T))), []
         bar = tqdm(
             total=self.calls and self.calls * len(parts),
@@ -119,11 +118,14 @@ class Solver(ABC):
             leave=False,
             disable=not progress,
         )
-        with torch.no_grad(), bar, counting(model, bar, backward=True) as calls:
+        with torch.no_grad(), bar:
             for part in parts:
-                before, back, kept = calls.n, calls.backward, Trajectory(trajectory, callback)
-                x = self._solve(model, part, Noise(seed, first), kept)
-                done.append(Output(x, calls.n - before, *kept.stacked(), calls.backward - back))
+                noise, kept = Noise(seed, first), Trajectory(trajectory, callback)
+                run = of_samples(model, noise, len(part))
+                run = Compiled(run) if self.compile else run
+                with counting(run, bar, backward=True) as calls:
+                    x = self._solve(run, part, noise, kept)
+                done.append(Output(x, calls.n, *kept.stacked(), calls.backward))
                 first += len(part)
         return Output.joined(done)
 

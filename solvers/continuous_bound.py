@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde import Decoder, GaussianSDE, Noise, Prediction, ScoreModel
+from sde import Decoder, GaussianSDE, Noise, Prediction, ScoreModel, of_samples
 from sde.base import expand, last_time, require_count
 from sde.bound_terms import pair_error, prior_divergence, reconstruction
 from solvers.bound import Bound
@@ -76,7 +76,8 @@ def continuous_elbo(
         prior = _prior(model.sde, x0)
         for part in parts:
             noise = Noise(seed, first)
-            draw_losses = [_losses(model, part, sampling, noise, draw) for draw in range(draws)]
+            run = of_samples(model, noise, len(part))
+            draw_losses = [_losses(run, part, sampling, noise, draw) for draw in range(draws)]
             losses.append([torch.stack(loss) for loss in zip(*draw_losses, strict=True)])
             first += len(part)
     last, strata = (torch.cat(loss, -1) for loss in zip(*losses, strict=True))

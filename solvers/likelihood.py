@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sde import ScoreField, ScoreModel
+from sde import Noise, ScoreField, ScoreModel, of_samples
 from sde.base import require_count
 from solvers.calls import counting
 from solvers.compiled import Compiled
@@ -104,13 +104,15 @@ def log_likelihood(
     way = integration(isinstance(model, ScoreModel), method, rtol, atol, steps, coordinates, max_steps)
     _check(model, way, endpoint_correction, batch_size)
     task = _Task(way, divergence or default_divergence(x), prior, endpoint_correction)
-    run = Compiled(model) if compile else model
     parts, done, number = x.split(batch_size or max(1, len(x))), [], first
     bar = tqdm(desc="log-likelihood", unit="call", leave=False, disable=not progress)
-    with torch.set_grad_enabled(gradients), frozen_unless(gradients, model), bar, counting(run, bar) as calls:
+    with torch.set_grad_enabled(gradients), frozen_unless(gradients, model), bar:
         for part in parts:
-            before = calls.n
-            done.append((task.of(run, part, number), calls.n - before))
+            run = of_samples(model, Noise(0, number), len(part))
+            run = Compiled(run) if compile else run
+            with counting(run, bar) as calls:
+                found = task.of(run, part, number)
+            done.append((found, calls.n))
             number += len(part)
     found = _joined(done)
     if endpoint_correction:

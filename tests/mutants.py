@@ -1242,8 +1242,8 @@ MUTANTS = [
     Mutant(
         "a compiled model that is not used",
         "solvers/likelihood.py",
-        "run = Compiled(model) if compile else model",
-        "run = model",
+        "run = Compiled(run) if compile else run",
+        "run = run",
         ("tests/test_likelihood_identities.py", "-k", "compiled"),
     ),
     Mutant(
