@@ -15,6 +15,7 @@ are held in float64, so that A is exact for data of every floating type; ``opera
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +52,13 @@ class LinearOperator(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """A x, ``(B, *shape)`` to ``(B, *observed)``; in the precision of ``x`` also under autocast."""
         self._check(x, self.shape, "x")
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             return self._forward(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y, ``(B, *observed)`` to ``(B, *shape)``; in the precision of ``y`` also under autocast."""
         self._check(y, self.observed, "y")
-        with torch.autocast(y.device.type, enabled=False):
+        with _without_autocast(y):
             return self._adjoint(y)
 
     def simulate(self, x: Tensor, noise_std: float, seed: int = 0, first: int = 0) -> Tensor:
@@ -75,7 +76,7 @@ class LinearOperator(nn.Module, ABC):
         return ", ".join((f"{self.shape} -> {self.observed}", *told))
 
     def _check(self, x: Tensor, shape: tuple[int, ...], name: str) -> None:
-        if tuple(x.shape[1:]) != shape or x.dim() != len(shape) + 1:
+        if tuple(x.shape[1:]) != shape:
             expected = f"(B, {', '.join(map(str, shape))})"
             raise ValueError(
                 f"{type(self).__name__} expected {name} of shape {expected}, found {tuple(x.shape)}; "
@@ -86,6 +87,11 @@ class LinearOperator(nn.Module, ABC):
                 f"{type(self).__name__} expected {name} of a floating type, found {x.dtype}; "
                 f"map it to the range of the data first"
             )
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    kind = x.device.type  # "meta", of shapes without values, has no autocast to switch off
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def sizes(shape: Sequence[int]) -> tuple[int, ...]:

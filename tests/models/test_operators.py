@@ -125,6 +125,22 @@ def test_the_type_of_the_data_is_kept_and_used(dtype):
         torch.testing.assert_close(back.double(), operator.adjoint(y), **tolerance, msg=str(operator))
 
 
+def test_operators_follow_their_input_to_its_device():
+    """Tensors of shapes alone stand for a device here: mixed with those of another they raise errors."""
+    for operator in every_operator():
+        x, y = torch.empty(2, *operator.shape, device="meta"), torch.empty(2, *operator.observed, device="meta")
+        assert operator(x).device == operator.adjoint(y).device == x.device, operator
+
+
+@pytest.mark.gpu
+def test_operators_are_the_same_on_a_cuda_device():
+    for operator in every_operator():
+        x, y = draw((2, *operator.shape)), draw((2, *operator.observed))
+        for call, value in ((operator, x), (operator.adjoint, y), (lambda v, a=operator: a.simulate(v, 0.5), x)):
+            found = call(value.cuda()).cpu()
+            torch.testing.assert_close(found, call(value), rtol=1e-12, atol=1e-12, msg=str(operator))
+
+
 def test_autocast_leaves_the_precision_alone():
     for operator in every_operator():
         x, y = draw((2, *operator.shape)).float(), draw((2, *operator.observed)).float()
@@ -314,7 +330,7 @@ def test_random_masks_know_their_share_in_all_channels():
     assert mask[0].sum() == 16 and torch.equal(mask[0], mask[1]) and torch.equal(mask[0], mask[2])
     assert torch.equal(random_mask((3, 8, 8), 0.25, seed=4).mask, mask)
     assert not torch.equal(random_mask((3, 8, 8), 0.25, seed=5).mask, mask)
-    assert random_mask((10,), 1.0).mask.all()
+    assert random_mask((10,), 1.0).mask.all() and random_mask((10,), 0.29).mask.sum() == 3
     often = torch.stack([random_mask((10,), 0.3, seed).mask for seed in range(800)]).double().mean(0)
     assert (often - 0.3).abs().max() < 4.5 * math.sqrt(0.21 / 800)
 
