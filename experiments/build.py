@@ -150,6 +150,12 @@ def check_parameters(key: str, target: str, part: Callable, given: Mapping[str, 
             raise ConfigError(f"{key}.{name}: expected {wanted}, found {value!r}")
 
 
+def takes(function: Callable, name: str) -> bool:
+    """Whether a function has a parameter of that name, or takes any."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def locate(key: str, target: str) -> Any:
     """What a target of a trusted configuration names. Raises ``ConfigError`` where there is no such thing."""
     path, _, name = target.rpartition(".")

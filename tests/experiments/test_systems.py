@@ -54,7 +54,7 @@ BOUNDS = {
 
 def test_every_system_is_tried():
     names = {path.stem for path in (Path(conf.__file__).parent / "experiment").glob("*.yaml")}
-    assert names == {"cifar10", "digits", "mixture2d", "mnist", "study_digits", "study_mnist", *SYSTEMS}
+    assert names == {"cifar10", "digits", "digits_conditional", "mixture2d", "mnist", "study_digits", "study_mnist", *SYSTEMS}
 
 
 QUICK = ("ddpm", "ncsn", "score_sde_ve", "vdm", "edm")
