@@ -11,7 +11,7 @@ Which labels are left out is decided by a coin for each epoch and position, as t
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,9 @@ _TOLD = "class_label"
 _FEW = 12
 
 
-def count(config: DictConfig | dict[str, Any]) -> int:
+def count(config: DictConfig) -> int:
     """The number of classes that the configured network is told of, 0 for none."""
-    net = config.get("net") or {}
-    return net.get("classes") or 0
+    return config.net.get("classes") or 0
 
 
 def labels(config: DictConfig, data: Data, split: str) -> Tensor | None:
@@ -99,12 +98,14 @@ def held_out(config: DictConfig, data: Data, some: int, device: torch.device) ->
     return {} if told is None else {_TOLD: told[:some].to(device)}
 
 
-def only_with_class(config: DictConfig | dict[str, Any]) -> bool:
-    """Whether a network of this configuration was never trained without a class; what is not known is no."""
-    return bool(count(config)) and (config.get("train") or {}).get("label_dropout") == 0
+def only_with_class(config: Mapping[str, Any]) -> bool:
+    """Whether a network of this configuration, which a file may hold, was always told a class; no if it is not said."""
+    net, settings = config.get("net"), config.get("train")
+    known = isinstance(net, Mapping) and isinstance(settings, Mapping)
+    return known and bool(net.get("classes")) and settings.get("label_dropout") == 0
 
 
-def warn_without_class(config: DictConfig | dict[str, Any]) -> None:
+def warn_without_class(config: Mapping[str, Any]) -> None:
     """Say that a model is used without a class which no training has seen without."""
     if only_with_class(config):
         log.warning(
