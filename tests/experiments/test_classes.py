@@ -86,10 +86,12 @@ def test_the_coins_are_uniform_and_independent_of_order_and_mirrors():
     coins = torch.stack([order.uniform(0, epoch, 1000) for epoch in range(20)])
     assert coins.dtype == torch.float64 and coins.min() >= 0 and coins.max() < 1
     assert abs(coins.mean() - 0.5) < 4 / (12 * 20000) ** 0.5
-    others = [order.permutation, order.mirrored]
-    for other in others:
-        places = torch.stack([other(0, epoch, 1000) for epoch in range(20)]).double()
-        assert abs(torch.corrcoef(torch.stack([coins.flatten(), places.flatten()]))[0, 1]) < 4 / 20000**0.5
+    places = torch.stack([order.permutation(0, epoch, 1000) for epoch in range(20)])
+    mirrors = torch.stack([order.mirrored(0, epoch, 1000) for epoch in range(20)])
+    last_bits = (coins * 2.0**32).long() % 2
+    for one, other in ((coins, places), (coins, places.argsort()), (coins, mirrors), (last_bits, mirrors)):
+        pair = torch.stack([one.double().flatten(), other.double().flatten()])
+        assert abs(torch.corrcoef(pair)[0, 1]) < 4 / 20000**0.5
 
 
 @pytest.mark.parametrize("parts", [1, 2])
