@@ -39,12 +39,10 @@ def labels(config: DictConfig, data: Data, split: str) -> Tensor | None:
     return data.labels[split].long() if count(config) and data.labels else None
 
 
-def number_of(data: Data) -> int:
+def number_of(data: Data, where: str = "net.classes") -> int:
     """How many classes data have, 0 to K - 1, all of which occur in training. Raises ``ConfigError`` for others."""
     if not data.labels:
-        raise ConfigError(
-            f"net.classes: {data.name} has no labels to tell a network: take data that have some, or net.classes=0"
-        )
+        raise ConfigError(f"{where}: {data.name} has no labels: take data that have some, or do without classes")
     found, split = data.labels["train"].unique(), "train"
     if torch.equal(found, torch.arange(len(found))):
         strange = {name: each.unique() for name, each in data.labels.items()}
@@ -52,7 +50,7 @@ def number_of(data: Data) -> int:
     if split:
         shown = ", ".join(map(str, data.labels[split].unique()[:_FEW].tolist()))
         raise ConfigError(
-            f"net.classes: expected the labels of {data.name} to be 0 to K - 1, each of them in its training split; "
+            f"{where}: expected the labels of {data.name} to be 0 to K - 1, each of them in its training split; "
             f"found {shown} in {split}: number the classes from 0, without gaps"
         )
     return len(found)

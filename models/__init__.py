@@ -11,6 +11,7 @@ from models.level_head import LevelHead
 from models.level_sampling import AtLevels, IndexSampler, LossAwareIndex, UniformIndex
 from models.mlp import MLP
 from models.network import ScoreNetwork
+from models.noisy_classifier import ClassifierNet, NoisyClassifier, noisy_cross_entropy
 from models.objective import Losses, Objective
 from models.parametrization import DataRow, EDMRow, NoiseRow, Parametrization, ScoreRow, VelocityRow, VRow
 from models.score_matching import DenoisingScoreMatching, denoising_score_matching
@@ -24,6 +25,7 @@ from models.weighting import CustomWeighting, EDMWeighting, LikelihoodWeighting,
 __all__ = [
     "MLP",
     "AtLevels",
+    "ClassifierNet",
     "CustomWeighting",
     "DataRow",
     "DenoisingScoreMatching",
@@ -45,6 +47,7 @@ __all__ = [
     "Losses",
     "MinSNR",
     "NoiseRow",
+    "NoisyClassifier",
     "Objective",
     "Parametrization",
     "ScoreNetwork",
@@ -68,5 +71,6 @@ __all__ = [
     "Weighting",
     "denoising_score_matching",
     "implicit_score_matching",
+    "noisy_cross_entropy",
     "sliced_score_matching",
 ]
