@@ -33,6 +33,7 @@ class Session:
         weights = "the weights as they are" if config.train.ema == 0 else f"averaged weights (EMA {config.train.ema:g})"
         self.about_model = f"{weights} of a training of {config.train.steps} steps"
         self.trained: dict[str, Any] = {}  # the configuration that the checkpoint's model was trained under, if known
+        self.classes = 0  # that it can be told
         self.said, self.figures, self.warned, self.usage = [], [], set(), Usage(self.device)
         torch.manual_seed(config.seed)
         run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
@@ -85,6 +86,7 @@ def load_model(session: Session, told: bool = False) -> ScoreModel:
         raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
     session.run.note(checkpoint={"path": path, "step": step, "sde": str(model.sde)})
     session.about_model, session.trained = f"averaged weights (EMA) of step {step}", content["config"]
+    session.classes = content["components"]["net"]["parameters"].get("classes") or 0
     if not told:
         classes.warn_without_class(session.trained)
     if session.config.under is None:
