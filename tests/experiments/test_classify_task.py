@@ -138,11 +138,10 @@ def test_all_classes_see_the_same_draws_and_probes_whatever_the_batches_are():
     assert not torch.allclose(found(7, seed=1).log_prob, first.log_prob, rtol=1e-6)
 
 
-def labelled():
+def labelled(classes=2):
     data = mixture2d(train=60, validation=20, test=20)
-    return Problem.of(
-        replace(data, labels={s: (getattr(data, s)[:, 0] > 0).long() for s in ("train", "validation", "test")})
-    )
+    labels = {split: torch.arange(len(getattr(data, split))) % classes for split in ("train", "validation", "test")}
+    return Problem.of(replace(data, labels=labels))
 
 
 def run(tmp_path, monkeypatch, *overrides, problem=None, classes=2, name="run"):
@@ -150,7 +149,7 @@ def run(tmp_path, monkeypatch, *overrides, problem=None, classes=2, name="run"):
     problem = problem or labelled()
     monkeypatch.setattr(session, "load_problem", lambda config: problem)
     config = configuration(*NET, f"net.classes={classes}", *[o for o in overrides if o.startswith("train.")])
-    training.train(config, labelled(), CPU, Run(tmp_path / "trained", "train"))
+    training.train(config, labelled(classes or 2), CPU, Run(tmp_path / "trained", "train"))
     given = [o for o in overrides if not o.startswith("train.")]
     config = configuration(*NET, *QUICK, "task=classify", f"checkpoint={tmp_path / 'trained'}", *given)
     classify(config, Run(tmp_path / name, "classify"))
@@ -192,6 +191,7 @@ def test_settings_of_the_likelihood_hold_and_what_was_never_trained_is_left_out(
         (0, {}, r"the model is one that is told no classes, and .* has 2: train one with net\.classes=2"),
         (2, {"train": torch.arange(60) % 3}, r"the model is one of 2 classes, and .* has 3: .*net\.classes=3"),
         (2, None, "task=classify: .* has no labels"),
+        (3, {}, r"the model is one of 3 classes, and .* has 2: .*net\.classes=2"),
     ],
 )
 def test_models_and_data_without_classes_are_refused(tmp_path, monkeypatch, classes, change, words):
