@@ -42,7 +42,7 @@ def trained_classifier(
 ) -> NoisyClassifier:
     """A classifier of the classes 0 to K - 1 of ``problem.data`` under ``sde``, in evaluation mode on the CPU.
 
-    Of the digits it takes 13 seconds on one core. It is the same for the same seed on one machine, and leaves torch's
+    Of the digits it takes 14 seconds on one core. It is the same for the same seed on one machine, and leaves torch's
     global random numbers alone.
 
     Parameters

@@ -280,6 +280,7 @@ def test_what_a_file_does_not_say_is_not_warned_of(strange):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # the compiler's own
 def test_two_ways_of_the_step_agree_with_classes(tmp_path):
     """Compiled or not, the step is told the same."""
     one, two = (trained(tmp_path / name, f"train.compile={name}") for name in ("false", "true"))

@@ -81,6 +81,19 @@ def test_gradients_are_smooth(shape):
         assert whole > 3.5 * half > 0
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_can_be_taken_where_samples_are_drawn(shape):
+    """By a transformed function, without gradients around it, and of each sample by itself."""
+    classifier, x, t = NoisyClassifier(random_(ClassifierNet(shape, 3, width=8)), VP()), torch.randn(4, *shape), 0.3
+    x, t = x.requires_grad_(), torch.tensor(t)
+    expected = torch.autograd.grad(classifier.log_prob(x, t)[:, 1].sum(), x)[0]
+    with torch.no_grad():
+        found = torch.func.grad(lambda at: classifier.log_prob(at, t)[:, 1].sum())(x.detach())
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6) and expected.abs().max() > 0
+    alone = torch.autograd.grad(classifier.log_prob(x[:1], t)[:, 1].sum(), x)[0][:1]
+    assert torch.allclose(alone, expected[:1], rtol=1e-3, atol=1e-5)
+
+
 def test_processes_of_one_level_are_one_problem():
     net, x, log_snr = random_(ClassifierNet((2,), 3, width=8)), torch.randn(5, 2), torch.tensor(0.7)
     found = []
