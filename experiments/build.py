@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 OWN = ("sde", "models", "solvers", "experiments")
-_TASKS = ("tasks", "likelihood_tasks", "checkpoint_tasks", "figure_tasks", "report_task")
+_TASKS = ("tasks", "likelihood_tasks", "classify_task", "checkpoint_tasks", "figure_tasks", "report_task")
 _PARTS = ("data", "dequantizers", "distances", "features", "known", "loggers", "neighbours", "problem", *_TASKS)
 ALLOWED = ("sde.", "models.", "solvers.", *(f"experiments.{module}." for module in _PARTS))
 _trusted: tuple[str, ...] = ()
@@ -148,6 +148,12 @@ def check_parameters(key: str, target: str, part: Callable, given: Mapping[str, 
         if expected and (wrong or not isinstance(value, expected)):
             wanted = parameters[name].annotation.__name__
             raise ConfigError(f"{key}.{name}: expected {wanted}, found {value!r}")
+
+
+def takes(function: Callable, name: str) -> bool:
+    """Whether a function has a parameter of that name, or takes any."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def locate(key: str, target: str) -> Any:

@@ -32,7 +32,7 @@ from experiments.archive import CheckpointError
 from experiments.dequantization import Uniform
 from models import ScoreNetwork
 
-__all__ = ["SCHEMA", "CheckpointError", "about", "find", "load", "read", "save"]
+__all__ = ["SCHEMA", "CheckpointError", "about", "built", "find", "load", "read", "save"]
 SCHEMA = 2
 _JSON = ("components", "config", "convention", "provenance")
 _PARTS = ("schema", *_JSON, "step", "model", "ema", "training")
@@ -126,7 +126,11 @@ def read(file: Path) -> dict[str, Any]:
 def load(path: str | Path | None, device: torch.device) -> tuple[ScoreNetwork, dict[str, Any], int]:
     """The model with its averaged weights, the data convention it was trained under, and its training step."""
     file = find(path)
-    content = read(file)
+    return built(file, read(file), device)
+
+
+def built(file: Path, content: dict[str, Any], device: torch.device) -> tuple[ScoreNetwork, dict[str, Any], int]:
+    """The same of what ``read`` found in a file. Raises ``CheckpointError``."""
     weights, convention = content["ema"], content["convention"]
     try:
         model = components.build_stored(content["components"], convention, weights)

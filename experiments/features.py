@@ -10,7 +10,6 @@ keeps, in its last layer but one, what matters for that (Heusel et al. 2017 take
 x is in the model's units, as training sees it: images of known levels lie in [-1, 1].
 """
 
-import hashlib
 import inspect
 import logging
 import math
@@ -25,7 +24,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from experiments import archive
+from experiments import stored
 from experiments.archive import CheckpointError
 from experiments.build import ConfigError, build
 from experiments.problem import Problem
@@ -154,11 +153,11 @@ class Trained:
         with torch.inference_mode(False), torch.enable_grad():
             network = self._initial()
             if self._file and self._file.exists():
-                self._read(network)
+                stored.restore(self._file, network, self._about(), "the features' network", "compare.features.path")
             else:
                 self._train(network)
         if self._file and not self._file.exists() and current().is_first:
-            archive.write(self._file, {"about": self._about(), "weights": network.state_dict()})
+            stored.keep(self._file, network, self._about())
         return network.eval()
 
     @cached_property
@@ -202,30 +201,7 @@ class Trained:
 
     def _about(self) -> dict[str, Any]:
         """What the network is of: one that differs in any of this is another one."""
-        data, digest = self.problem.data, hashlib.sha256()
-        for values in (data.train, data.labels["train"]):
-            digest.update(values.contiguous().numpy().tobytes())
-        recipe = {"steps": self.steps, "size": self.size, "seed": self.seed}
-        return recipe | {"data": data.name, "dequantization": self.problem.trained_on, "examples": digest.hexdigest()}
-
-    def _read(self, network: Classifier) -> None:
-        content, _ = archive.read(self._file)
-        stored = content.get("about") if isinstance(content, dict) else None
-        if not isinstance(stored, dict):
-            raise CheckpointError(self._file, "not the features' network", "give another compare.features.path")
-        wanted = self._about()
-        other = [
-            f"{key} {stored.get(key)!r} instead of {value!r}"
-            for key, value in wanted.items()
-            if stored.get(key) != value
-        ]
-        if other:
-            reason = f"it belongs to other data or another recipe: {', '.join(other)}"
-            raise CheckpointError(self._file, reason, "give another compare.features.path, and it is trained anew")
-        try:
-            network.load_state_dict(content["weights"])
-        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(self._file, f"its weights don't fit ({error})") from error
+        return {"steps": self.steps, "size": self.size, "seed": self.seed} | stored.described(self.problem)
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,6 +98,22 @@ def interpolated_points(points: Tensor, path: Path, data: Tensor) -> Path:
     return path
 
 
+def confusion(counts: Tensor, path: Path, title: str | None = None) -> Path:
+    """How many examples of each class (rows) were taken for each (columns), ``(K, K)``; darker is more of the row."""
+    n = checked("counts", counts, "K, K")
+    share, k = n / n.sum(dim=1, keepdim=True).clamp_min(1), len(n)
+    size = 2.2 + 0.42 * k
+    with canvas(path, size, size) as figure:
+        axes = figure.add_subplot(xlabel="predicted class", ylabel="true class", title=title or "", box_aspect=1)
+        axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+        axes.set(xticks=range(k), yticks=range(k))
+        axes.grid(False)
+        for i, j in n.nonzero().tolist():
+            colour = "white" if share[i, j] > 0.6 else INK
+            axes.text(j, i, f"{int(n[i, j])}", ha="center", va="center", color=colour, fontsize=8)
+    return path
+
+
 def _histogram(axes, groups: dict[str, Tensor], label: str, title: str | None) -> None:
     """As densities, so that groups of different sizes compare."""
     values = {name: checked(f"groups[{name!r}]", group, "N") for name, group in groups.items()}

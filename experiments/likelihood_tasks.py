@@ -1,7 +1,5 @@
 """The tasks on a checkpoint's likelihood and its flow: evaluate a split, tell another data set apart, interpolate."""
 
-import csv
-import io
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -23,7 +21,7 @@ from experiments.estimator import PARTS, Estimator, evaluate
 from experiments.known import exact_score
 from experiments.metrics import auroc
 from experiments.resume import Partial, digest, source_of
-from experiments.run import Run, replacing
+from experiments.run import Run, replacing, write_columns
 from experiments.session import Session, load_model
 from experiments.training_state import flat
 from sde import GaussianChain, GaussianSDE, ScoreModel
@@ -249,10 +247,7 @@ def write_examples(session: Session, found: Audit) -> None:
     arrays = {name: value.numpy() for name, value in columns.items()}
     with replacing(session.run.path("likelihood", "examples.npz")) as file:
         np.savez(file, **arrays)
-    with replacing(session.run.path("likelihood", "examples.csv")) as file:
-        text = io.TextIOWrapper(file, newline="", write_through=True)
-        csv.writer(text).writerows([list(arrays), *zip(*(array.tolist() for array in arrays.values()), strict=True)])
-        text.detach()
+    write_columns(session.run.path("likelihood", "examples.csv"), columns)
 
 
 def draw(session: Session, found: Audit, values: Tensor) -> None:

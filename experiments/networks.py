@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from experiments import checkpoint, pictures, training
+from experiments import checkpoint, classes, pictures, training
 from experiments.build import ConfigError
 from experiments.cells import invocation, short_hash
 from experiments.checkpoint import resolved
@@ -86,6 +86,8 @@ def store(config: DictConfig) -> Path | None:
 def identity(config: DictConfig, problem: Problem) -> dict[str, Any]:
     """All that determines the weights, as plain values."""
     examples = {"examples": fingerprint(problem.data.train), "convention": problem.convention()}
+    labels = classes.labels(config, problem.data, "train")
+    examples |= {} if labels is None else {"labels": fingerprint(labels)}
     return examples | {"settings": determining(config)}
 
 
@@ -125,6 +127,7 @@ def check(session: Session) -> None:
         raise ConfigError("net=exact has nothing to learn; it is for task=compare, sample, likelihood and figures")
     model = build_model(session.config, session.problem.convention(), session.problem.data.train)
     training.check(session.config.train, session.device, session.problem.data.shape, model.sde.learned)
+    classes.check(session.config, session.problem.data, model.net)
     training.build_objective(session.config, model)
     build_logger(session.config)
     checkpoint.about(session.config, session.problem.convention())

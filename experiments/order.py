@@ -1,8 +1,9 @@
 """The order of the training data: a function of the seed, the epoch and the position in it, and of nothing else.
 
 Of n examples, sample number g of a training is the one at position g mod n of epoch g // n, in a permutation of its own
-for each epoch; images are mirrored by a coin for each epoch and position. Both are counter-based (``sde.noise``): there
-is no state to keep, so that a training goes on anywhere, in any number of processes and with any number of workers.
+for each epoch; images are mirrored, and labels left out, by coins for each epoch and position. All are counter-based
+(``sde.noise``): there is no state to keep, so that a training goes on anywhere, in any number of processes and with any
+number of workers.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from experiments.processes import current
 from models.share import Source
 from sde import Noise
 
-_PERMUTATION, _MIRROR = 0, 1
+_PERMUTATION, _MIRROR, _UNIFORM = 0, 1, 2
 
 
 @lru_cache(maxsize=2)  # a batch may reach into the next epoch
@@ -35,6 +36,12 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
 def mirrored(seed: int, epoch: int, n: int) -> Tensor:
     """Which positions of an epoch hold mirrored images, bool ``(n,)``."""
     return Noise(seed, epoch).words((1, n), _MIRROR)[0] % 2 == 1
+
+
+@lru_cache(maxsize=2)
+def uniform(seed: int, epoch: int, n: int) -> Tensor:
+    """A uniform number in [0, 1) for each position of an epoch, float64 ``(n,)``."""
+    return Noise(seed, epoch).words((1, n), _UNIFORM)[0].double() * 2.0**-32
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,10 @@ class Order:
         """Indices ``(B,)`` of the samples from number ``first`` on, and which are mirrored, None where none ever is."""
         number = torch.arange(first, first + self.batch_size)
         return self._at(permutation, number), self._at(mirrored, number) if self.flips else None
+
+    def uniform(self, first: int) -> Tensor:
+        """A uniform number in [0, 1) for each of these samples, ``(B,)``, independent of all else."""
+        return self._at(uniform, torch.arange(first, first + self.batch_size))
 
     def place(self, first: int) -> tuple[int, int]:
         """Epoch and position of the sample of that number."""

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -188,6 +188,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns, tensors or arrays ``(N,)`` by their names, as a CSV file."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, newline="", write_through=True)
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        csv.writer(text).writerows([list(columns), *rows])
+        text.detach()
 
 
 def _sync_folder(folder: Path) -> None:

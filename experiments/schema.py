@@ -18,6 +18,7 @@ class Train:
     warmup: int = MISSING
     clip: float = MISSING
     ema: float = MISSING
+    label_dropout: float = MISSING
     log_every: int = MISSING
     precision: str = MISSING
     channels_last: bool = MISSING

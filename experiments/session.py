@@ -3,11 +3,12 @@
 import logging
 import time
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import checkpoint, report
+from experiments import checkpoint, classes, report
 from experiments.build import ConfigError, build
 from experiments.known import is_exact
 from experiments.problem import load_problem
@@ -31,6 +32,8 @@ class Session:
         self.device, self.problem = current().device(config.device), load_problem(config)
         weights = "the weights as they are" if config.train.ema == 0 else f"averaged weights (EMA {config.train.ema:g})"
         self.about_model = f"{weights} of a training of {config.train.steps} steps"
+        self.trained: dict[str, Any] = {}  # the configuration that the checkpoint's model was trained under, if known
+        self.classes = 0  # that it can be told
         self.said, self.figures, self.warned, self.usage = [], [], set(), Usage(self.device)
         torch.manual_seed(config.seed)
         run.note(seed=config.seed, device=_device_name(self.device), data=self.problem.convention(), **provenance())
@@ -59,8 +62,10 @@ class Session:
         self.run.path("report.txt").write_text("\n\n".join(self.said) + "\n")
 
 
-def load_model(session: Session) -> ScoreModel:
+def load_model(session: Session, told: bool = False) -> ScoreModel:
     """The checkpoint's model, under another process if asked for; refused for another data convention.
+
+    told: whether it will be told the class of what it is asked about; one that knows nothing else is warned of.
 
     Without a checkpoint it is that of the store of networks, where there is one; or the exact score, with net=exact.
     """
@@ -73,12 +78,17 @@ def load_model(session: Session) -> ScoreModel:
     if session.config.checkpoint is None and networks.store(session.config) is not None:
         session.config = OmegaConf.merge(session.config, {"checkpoint": str(networks.obtain(session))})
     path = session.config.checkpoint
-    model, convention, step = checkpoint.load(path, session.device)
+    file = checkpoint.find(path)
+    content = checkpoint.read(file)
+    model, convention, step = checkpoint.built(file, content, session.device)
     here = session.problem.convention()
     if convention != here:
         raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
     session.run.note(checkpoint={"path": path, "step": step, "sde": str(model.sde)})
-    session.about_model = f"averaged weights (EMA) of step {step}"
+    session.about_model, session.trained = f"averaged weights (EMA) of step {step}", content["config"]
+    session.classes = content["components"]["net"]["parameters"].get("classes") or 0
+    if not told:
+        classes.warn_without_class(session.trained)
     if session.config.under is None:
         return model
     other = build(session.config.under, where="under", allowed=("sde.",))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import checkpoint, comparison, league, networks, pictures, report, verification
+from experiments import checkpoint, classes, comparison, league, networks, pictures, report, verification
 from experiments.build import ConfigError, build
 from experiments.draw import draw
 from experiments.likelihood_tasks import check_likelihood, evaluate_likelihood
@@ -61,6 +61,7 @@ def everything(config: DictConfig, run: Run) -> None:
     check_training(session)
     check_comparison(session)
     check_likelihood(session, build(config.sde, where="sde", allowed=("sde.",)))
+    classes.warn_without_class(config)
     model = networks.trained(session).to(session.device)
     log.info("comparing samplers")
     compare_samplers(session, model)

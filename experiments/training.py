@@ -23,7 +23,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments import checkpoint, processes, signals
+from experiments import checkpoint, classes, processes, signals
 from experiments.build import NOT_NEGATIVE, POSITIVE, ConfigError, Limit, build, require_all, require_limits
 from experiments.nan_report import TrainingDiverged, nan_report
 from experiments.order import batches
@@ -40,6 +40,7 @@ from models import Objective, ScoreNetwork
 
 log = logging.getLogger(__name__)
 _AGREE_EVERY = 10  # steps
+_HELD_OUT = 512  # examples whose loss validates
 
 
 class OutOfMemory(RuntimeError):
@@ -49,6 +50,7 @@ class OutOfMemory(RuntimeError):
 _LIMITS = {
     **dict.fromkeys(("steps", "learning_rate", "log_every", "save_every", "max_bad_steps"), POSITIVE),
     **dict.fromkeys(("warmup", "workers", "keep_every", "watch_every", "watch_examples"), NOT_NEGATIVE),
+    "label_dropout": Limit(lambda value: 0 <= value < 1, "be a probability in [0, 1)"),
     "early_stop": Limit(lambda value: value is None or value > 0, "be at least 1, or null for none"),
     "data_on_device": Limit(lambda value: value in ("auto", True, False), "be auto, true or false"),
 }
@@ -96,6 +98,7 @@ def train(config: DictConfig, problem: Problem, device: torch.device, run: Run) 
     seed_everything(config.seed)
     model = build_model(config, problem.convention(), problem.data.train).to(device)
     check(settings, device, problem.data.shape, model.sde.learned)
+    classes.check(config, problem.data, model.net)
     parameters = sum(p.numel() for p in model.parameters())
     log.info("training %s parameters for %d steps on %s", f"{parameters:,}", settings.steps, device)
     torch.manual_seed(config.seed + group.rank)  # of dropout: each process has other samples
@@ -135,9 +138,11 @@ class _Loop:
         generator = torch.Generator(device).manual_seed(config.seed)
         self.source = self.group.share(generator, step.accumulate)
         self.stepper = Stepper(model, self.objective, step, generator, self.group)
-        self.state = State(self.stepper, problem.data.train, self.group)
+        labels = classes.labels(config, problem.data, "train")
+        self.state = State(self.stepper, problem.data.train, self.group, labels)
         held_out = torch.Generator().manual_seed(config.seed)
-        self.validation = problem.x(problem.data.validation[:512], held_out).to(device)
+        self.validation = problem.x(problem.data.validation[:_HELD_OUT], held_out).to(device)
+        self.told = classes.held_out(config, problem.data, _HELD_OUT, device)
         self.about = checkpoint.about(config, problem.convention())
         self.kept = Kept(Path(self.group.broadcast(str(run.folder))))
         self.watch = Watch(config, problem, device, run.folder)
@@ -152,7 +157,7 @@ class _Loop:
         """At the first step, or where the checkpoint that ``resume`` names was made."""
         file, content = self.kept.find(resume, self.group)
         if file is not None:
-            require_same_training(file, content, self.config, self.problem.data.train)
+            require_same_training(file, content, self.config, self.problem.data)
             self.progress = self.state.restore(content)
             self.resumed = {"file": str(file), "step": self.step}
             self.saved = self.step if file.parent == self.kept.folder else None
@@ -167,10 +172,11 @@ class _Loop:
         """All steps that are left, with rows of metrics every ``log_every``, and checkpoints."""
         self.model.train()
         stream = batches(self.problem, self.config, self.device, self.source, self.progress.samples)
+        told = classes.conditions(self.config, self.problem.data, self.device, self.progress.samples)
         with self.records:
             since = time.time()
             while not self._over():
-                self.stepper(next(stream), learning_rate(self.step, self.settings))
+                self.stepper(next(stream), learning_rate(self.step, self.settings), **next(told))
                 self.progress.step += 1
                 self.progress.samples += self.settings.batch_size
                 self.records.bar.update()
@@ -270,7 +276,7 @@ class _Loop:
                 module.eval()
             with self.stepper.average.applied(self.model):
                 noise = torch.Generator(self.device).manual_seed(0)
-                return self.objective(self.model, self.validation, noise).value.mean().item()
+                return self.objective(self.model, self.validation, noise, **self.told).value.mean().item()
         finally:
             for module in modules:
                 module.train()

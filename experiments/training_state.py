@@ -19,8 +19,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from experiments import classes
 from experiments.build import ConfigError
 from experiments.checkpoint import resolved
+from experiments.dataset import Data
 from experiments.processes import Processes
 from experiments.stepper import Stepper
 
@@ -43,6 +45,7 @@ _FREE = (
 )
 # Of these, those that a training's end depends on where it may stop early.
 _JUDGE = ("train.early_stop", "train.save_every", "train.log_every")
+_OF_CLASSES = ("train.label_dropout",)  # of networks that are told of some
 _FIXED = ("sde", "net", "parametrization", "label", "data", "dequantization", "objective")
 _FEW = 256
 
@@ -78,16 +81,17 @@ class Progress:
 class State:
     """What a checkpoint holds beside the weights: its content, and going on from it."""
 
-    def __init__(self, stepper: Stepper, examples: Tensor, group: Processes):
+    def __init__(self, stepper: Stepper, examples: Tensor, group: Processes, labels: Tensor | None = None):
         self.stepper, self.number, self.group = stepper, len(examples), group
-        self.examples = fingerprint(examples)
+        self.examples = {"examples": fingerprint(examples)}
+        self.examples |= {} if labels is None else {"labels": fingerprint(labels)}
 
     def content(self, progress: Progress) -> dict[str, Any]:
         """Tensors and plain values; every process must ask."""
         return {
             "progress": asdict(progress),
             "epoch_and_position": list(divmod(progress.samples, self.number)),
-            "examples": self.examples,
+            **self.examples,
             "machine": machine(self.stepper.device),
             "random": self.group.gather(random_states()),
             "stepper": self.stepper.state(),
@@ -152,18 +156,21 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
 
-def require_same_training(file: Path, content: dict[str, Any], config: DictConfig, examples: Tensor) -> None:
+def require_same_training(file: Path, content: dict[str, Any], config: DictConfig, data: Data) -> None:
     """Refuse to go on from a checkpoint of another model, data or objective; warn of other settings that matter."""
     if content.get("training") is None:
         raise ConfigError(f"resume: {file} holds weights alone; give the .pt file or the folder of a training")
     now = resolved(config)
     there, here = (flat({name: tree.get(name) for name in now}) for tree in (content["config"], now))
     other = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    told = {name: f"{name}={here.get(name)}, there {there.get(name)}" for name in other if not name.startswith(_FREE)}
+    told = {name: f"{name}={here.get(name)}, there {there.get(name)}" for name in other if not _is_free(name, here)}
     fixed = [words for name, words in told.items() if name.split(".")[0] in _FIXED]
     if fixed:
         cure = "take the settings that it was begun with, or leave resume out"
         raise ConfigError(f"resume: {file} is of another training: {'; '.join(fixed)}; {cure}")
+    examples, labels = data.train, classes.labels(config, data, "train")
+    if labels is not None and content["training"].get("labels") != fingerprint(labels):
+        raise ConfigError(f"resume: {file} was trained on other labels; take the same files, or leave resume out")
     if content["training"]["examples"] != fingerprint(examples):
         found = f"other examples than the {len(examples)} that data= has now, in number, order or value"
         raise ConfigError(f"resume: {file} was trained on {found}; take the same files, or leave resume out")
@@ -174,9 +181,14 @@ def require_same_training(file: Path, content: dict[str, Any], config: DictConfi
 def determining(config: DictConfig) -> dict[str, Any]:
     """The settings that the weights of a whole training depend on, by their dotted names."""
     settings = flat(resolved(config))
-    found = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
+    found = {name: value for name, value in settings.items() if not _is_free(name, settings)}
     judged = {name: settings[name] for name in _JUDGE} if settings["train.early_stop"] is not None else {}
     return found | judged
+
+
+def _is_free(name: str, settings: dict[str, Any]) -> bool:
+    """Whether a setting has no influence on the weights, beside these others."""
+    return name.startswith(_FREE) or (name in _OF_CLASSES and not settings.get("net.classes"))
 
 
 def warn_of_machine(stored: dict[str, Any], device: torch.device) -> None:

@@ -5,6 +5,7 @@ from models.chain_objectives import Hybrid, VariationalBound
 from models.dit import DiT
 from models.embedding import FourierEmbedding, SinusoidalEmbedding
 from models.exact import GaussianMixture
+from models.guidance import Blend, Classifier, ClassifierFree, Conditioned, Guided, Steered
 from models.image_operators import Blur, Downsampling, Grayscale, box_mask, half_mask, random_mask
 from models.implicit import ImplicitScoreMatching, SlicedScoreMatching, implicit_score_matching, sliced_score_matching
 from models.learned_variance import LearnedVariance
@@ -13,9 +14,12 @@ from models.level_sampling import AtLevels, IndexSampler, LossAwareIndex, Unifor
 from models.linear_function import Linear
 from models.mlp import MLP
 from models.network import ScoreNetwork
+from models.noisy_classifier import ClassifierNet, NoisyClassifier, noisy_cross_entropy
 from models.objective import Losses, Objective
 from models.operators import Composition, LinearOperator, Mask, Matrix, RandomProjection
 from models.parametrization import DataRow, EDMRow, NoiseRow, Parametrization, ScoreRow, VelocityRow, VRow
+from models.posterior import DPS, MMPS, LinearPosterior, PiGDM
+from models.replacement import Replacement, Rotated, colorization
 from models.score_matching import DenoisingScoreMatching, denoising_score_matching
 from models.share import Share
 from models.time_sampling import FixedTimes, LogNormal, SingleTime, TimeSampler, UniformLogSNR, UniformTime
@@ -25,10 +29,17 @@ from models.weighted_objective import WeightedObjective
 from models.weighting import CustomWeighting, EDMWeighting, LikelihoodWeighting, MinSNR, SimpleWeighting, Weighting
 
 __all__ = [
+    "DPS",
     "MLP",
+    "MMPS",
     "AtLevels",
+    "Blend",
     "Blur",
+    "Classifier",
+    "ClassifierFree",
+    "ClassifierNet",
     "Composition",
+    "Conditioned",
     "CustomWeighting",
     "DataRow",
     "DenoisingScoreMatching",
@@ -40,6 +51,7 @@ __all__ = [
     "FourierEmbedding",
     "GaussianMixture",
     "Grayscale",
+    "Guided",
     "Hybrid",
     "ImplicitScoreMatching",
     "IndexSampler",
@@ -48,6 +60,7 @@ __all__ = [
     "LikelihoodWeighting",
     "Linear",
     "LinearOperator",
+    "LinearPosterior",
     "LogNormal",
     "LossAware",
     "LossAwareIndex",
@@ -56,9 +69,13 @@ __all__ = [
     "Matrix",
     "MinSNR",
     "NoiseRow",
+    "NoisyClassifier",
     "Objective",
     "Parametrization",
+    "PiGDM",
     "RandomProjection",
+    "Replacement",
+    "Rotated",
     "ScoreNetwork",
     "ScoreRow",
     "Share",
@@ -66,6 +83,7 @@ __all__ = [
     "SingleTime",
     "SinusoidalEmbedding",
     "SlicedScoreMatching",
+    "Steered",
     "Tabulated",
     "TimeSampler",
     "UNet",
@@ -79,9 +97,11 @@ __all__ = [
     "WeightedObjective",
     "Weighting",
     "box_mask",
+    "colorization",
     "denoising_score_matching",
     "half_mask",
     "implicit_score_matching",
+    "noisy_cross_entropy",
     "random_mask",
     "sliced_score_matching",
 ]

@@ -80,7 +80,9 @@ class GaussianMixture(ScoreModel, Density):
         means, left = self.means + torch.einsum("kdm,km->kd", gain, misfit), covariances - gain @ seen.mT
         of_misfit = torch.distributions.MultivariateNormal(torch.zeros_like(misfit), evidence).log_prob(misfit)
         weights = torch.softmax(self.log_weights + of_misfit, dim=0)
-        return GaussianMixture(weights.clamp_min(torch.finfo(weights.dtype).tiny), means, (left + left.mT) / 2, self.sde)
+        return GaussianMixture(
+            weights.clamp_min(torch.finfo(weights.dtype).tiny), means, (left + left.mT) / 2, self.sde
+        )
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` samples of the data, ``(n, D)``."""

@@ -97,7 +97,9 @@ class Blend(Around):
     def __init__(self, first: ScoreModel, second: ScoreModel, scale: float):
         super().__init__(first.sde)
         if first.sde != second.sde:
-            raise ValueError(f"Blend: expected two models of one process, found {first.sde} and {second.sde}; see under()")
+            raise ValueError(
+                f"Blend: expected two models of one process, found {first.sde} and {second.sde}; see under()"
+            )
         self.first, self.second, self.scale = first, second, finite("scale", scale)
 
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
@@ -175,7 +177,11 @@ class Classifier(Steered):
         """Of each sample, ``(B,)``."""
         found = self.log_prob(x, t)
         shape = f"(B, K) of more than {self.highest} classes" if self.labelled else "(B,)"
-        if found.dim() != 1 + self.labelled or len(found) != len(x) or (self.labelled and found.shape[1] <= self.highest):
+        if (
+            found.dim() != 1 + self.labelled
+            or len(found) != len(x)
+            or (self.labelled and found.shape[1] <= self.highest)
+        ):
             raise ValueError(
                 f"Classifier: log_prob must give {shape}, found {tuple(found.shape)} for {len(x)} samples; log p(y | x) of "
                 "each sample, or with label= of all classes"
@@ -219,9 +225,7 @@ class Guided(Steered):
         return found
 
 
-def denoised(
-    model: ScoreModel, x: Tensor, t: Tensor, **condition
-) -> tuple[Prediction, Callable[[Tensor], Tensor]]:
+def denoised(model: ScoreModel, x: Tensor, t: Tensor, **condition) -> tuple[Prediction, Callable[[Tensor], Tensor]]:
     """The pair, and J^T u for the Jacobian J of its x_0 by x_t, as often as it is asked; each is a pass back."""
 
     def predict(at: Tensor) -> tuple[Tensor, Tensor]:

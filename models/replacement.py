@@ -37,7 +37,9 @@ class Replacement(Inside, Around):
     def __init__(self, model: ScoreModel, known: Tensor, mask: Tensor, fresh: bool = True):
         super().__init__(model.sde)
         if not bool(((mask == 0) | (mask == 1)).all()) or not bool((mask == 1).any()):
-            raise ValueError("mask must be 1 where known and 0 elsewhere, with something known; found other values or all 0")
+            raise ValueError(
+                "mask must be 1 where known and 0 elsewhere, with something known; found other values or all 0"
+            )
         wanted, found = tuple(mask.shape), tuple(known.shape)
         if wanted not in (found, found[1:]):
             shape = ", ".join(map(str, wanted))
@@ -48,7 +50,9 @@ class Replacement(Inside, Around):
 
     def _predict(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         if x.shape[1:] != self.mask.shape:
-            raise ValueError(f"Replacement: the mask is of shape {tuple(self.mask.shape)}, found samples {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"Replacement: the mask is of shape {tuple(self.mask.shape)}, found samples {tuple(x.shape[1:])}"
+            )
         alpha, sigma = (expand(c, x) for c in (self.sde.alpha(t), self.sde.sigma(t)))
         mask, known = self.mask.to(x.device), self.rows("known", x).to(x)
         eps = (x - alpha * known) / sigma
@@ -73,13 +77,17 @@ class Rotated(Around):
         super().__init__(model.sde)
         square = matrix.dim() == 2 and matrix.shape[0] == matrix.shape[1]
         if not square or not torch.allclose(matrix @ matrix.mT, torch.eye(len(matrix)).to(matrix), atol=1e-5):
-            raise ValueError(f"Rotated: matrix must be orthogonal, (C, C), found shape {tuple(matrix.shape)}; see torch.linalg.qr")
+            raise ValueError(
+                f"Rotated: matrix must be orthogonal, (C, C), found shape {tuple(matrix.shape)}; see torch.linalg.qr"
+            )
         self.model = model
         self.register_buffer("matrix", matrix)
 
     def forward(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         if x.shape[1:2] != self.matrix.shape[:1]:
-            raise ValueError(f"Rotated: the matrix is of {len(self.matrix)} channels, found samples {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"Rotated: the matrix is of {len(self.matrix)} channels, found samples {tuple(x.shape[1:])}"
+            )
         pair = self.model(turned(self.matrix.mT, x), t, **condition)
         return Prediction(*(turned(self.matrix, part) for part in pair))
 
@@ -103,7 +111,9 @@ def colorization(model: ScoreModel, grey: Tensor, weights: Tensor | None = None,
     length = torch.linalg.vector_norm(weights)
     basis = torch.linalg.qr(weights[:, None], mode="complete").Q.mT
     basis = basis * torch.sign(basis[0] @ weights)
-    known = torch.cat([grey / length.to(grey), grey.new_zeros(*grey.shape[:-3], channels - 1, *grey.shape[-2:])], dim=-3)
+    known = torch.cat(
+        [grey / length.to(grey), grey.new_zeros(*grey.shape[:-3], channels - 1, *grey.shape[-2:])], dim=-3
+    )
     mask = torch.zeros(channels, *grey.shape[-2:], dtype=torch.bool)
     mask[0] = True
     return Rotated(Replacement(Rotated(model, basis), known, mask, fresh), basis.mT)

@@ -210,7 +210,9 @@ class Around(ScoreModel, PerSample):
         """The buffer ``name`` for the samples ``x``, of as many rows or one; ``ValueError`` for another number."""
         found = self._buffers[name]
         if len(found) not in (1, len(x)):
-            raise ValueError(f"{type(self).__name__}: {name} has {len(found)} rows, found {len(x)} samples; give 1 or as many")
+            raise ValueError(
+                f"{type(self).__name__}: {name} has {len(found)} rows, found {len(x)} samples; give 1 or as many"
+            )
         return found
 
 

@@ -47,12 +47,16 @@ LEARNERS = {
     "times that learn": lambda: DenoisingScoreMatching("likelihood", LossAware(bins=3, least=2)),
     "levels that learn": lambda: VariationalBound(CHAIN, index=LossAwareIndex(6, history=2)),
 }
-CURVES = [(name, 1) for name in (*OBJECTIVES, *LEARNERS)] + [(name, 2) for name in ("likelihood", "sliced", *LEARNERS)]
+TOLD = "classes"
+CURVES = [(name, 1) for name in (*OBJECTIVES, *LEARNERS)]
+CURVES += [(name, 2) for name in ("likelihood", "sliced", *LEARNERS, TOLD)]
 """Objectives, and in how many parts their batches are stepped."""
 
 
 def objective_of(name):
     """One of ``conf/objective``, or of those that have learned something after a few steps."""
+    if name == TOLD:
+        return DenoisingScoreMatching()
     if name in LEARNERS:
         return LEARNERS[name]()
     return build(OmegaConf.load(pathlib.Path(conf.__path__[0], "objective", f"{name}.yaml")), where="objective")
@@ -60,7 +64,8 @@ def objective_of(name):
 
 def network(name):
     row = ROWS.get(name, VRow())
-    model = ScoreNetwork(MLP((2,), width=16, depth=1, outputs=row.outputs), PROCESSES.get(name, VP)(), row).double()
+    net = MLP((2,), width=16, depth=1, outputs=row.outputs, classes=4 if name == TOLD else 0)
+    model = ScoreNetwork(net, PROCESSES.get(name, VP)(), row).double()
     for i, parameter in enumerate(model.net.parameters()):
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(i))
     return model
@@ -80,8 +85,9 @@ def stepper(own, name, accumulate, **settings):
 def curve(own, name, accumulate):
     """The losses and norms of some steps, what is trained, and what the objective has learned."""
     one, read = stepper(own, name, accumulate), []
+    condition = {"class_label": own.take(torch.arange(BATCH) % 5, accumulate)} if name == TOLD else {}
     for i in range(STEPS):
-        one(own.take(data(i), accumulate), rate=1e-2)
+        one(own.take(data(i), accumulate), rate=1e-2, **condition)
         found = one.tally.read()
         read.append((found.loss, found.norm, *found.counts))
     weights = [v.clone() for v in (*one.model.state_dict().values(), *one.average.state.values())]

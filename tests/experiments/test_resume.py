@@ -108,10 +108,11 @@ KINDS = {
     "learning schedule": (PLANE, ("sde=learned", "objective=vdm")),
     "workers": (PLANE, ("train.workers=2", "train.data_on_device=false")),
     "dequantized images": (IMAGES, ()),
+    "dequantized images with classes": (IMAGES, ("net.classes=10", "train.accumulate=2")),
 }
 
 
-QUICK = ("plain", "learning times", "workers", "dequantized images")
+QUICK = ("plain", "learning times", "workers", "dequantized images with classes")
 
 
 def mostly(names, quick):
