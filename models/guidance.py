@@ -216,8 +216,8 @@ class Guided(Steered):
         found = self.log_likelihood(x0)
         if found.shape != x0.shape[:1]:
             raise ValueError(
-                f"Guided: log_likelihood must give a number for each sample, ({len(x0)},), found {tuple(found.shape)}: sum "
-                "over all axes but the first"
+                f"Guided: log_likelihood must give a number for each sample, ({len(x0)},), found {tuple(found.shape)}: "
+                "sum over all axes but the first"
             )
         return found
 

@@ -6,9 +6,9 @@ is the known data itself, with the noise that x_t then has, so that the pair kee
 the known values.
 
 **Biased.** The score of the unknown part u given the noised known part k_t is that of p(u_t | k_t), which is not that
-of p(u_t | k_0): at each time what is known is taken to be as uncertain as its noise makes it, and the paths of u_t follow a k_t
-that is drawn anew each time, on which the u_t at the times before did not depend. On Gaussian data the mean is pulled
-towards the unconditional one and correlations between the parts are too weak; no number of steps takes that away.
+of p(u_t | k_0): at each time what is known is taken to be as uncertain as its noise makes it, and u_t goes along with a
+k_t that is drawn anew each time, on which the u_t before did not depend. On Gaussian data the mean is pulled towards
+the unconditional one and correlations between the parts are too weak; no number of steps takes that away.
 ``solvers.RePaint`` goes back and forth at each time, which lets the parts come to terms, for as many more calls.
 ``models.MMPS`` with a ``Mask`` has no such bias on Gaussians.
 """
