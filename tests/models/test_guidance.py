@@ -29,7 +29,7 @@ from solvers import DDIM, AdaptiveSDE, Ancestral, EulerMaruyama, Exact, Heun, Pr
 ROW = torch.tensor([[0.6, -0.8]], dtype=torch.float64)
 SEEN = torch.tensor([0.3], dtype=torch.float64)
 KNOWN = torch.tensor([1.0, 0.0], dtype=torch.float64)
-TURN = torch.linalg.qr(torch.tensor([[0.3, 1.0], [1.0, 0.2]], dtype=torch.float64)).Q
+TURN = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
 WRAPPERS = {
     "conditioned": lambda m: Conditioned(m, 1),
     "blend": lambda m: Blend(m, Conditioned(m, 0), 0.3),

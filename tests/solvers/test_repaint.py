@@ -67,6 +67,18 @@ def test_the_known_part_has_other_noise_in_each_round():
     assert len(seen) == len(set(seen)) == 6
 
 
+def test_the_last_step_of_all_alone_is_silent(monkeypatch):
+    silent, original = [], Ancestral.step
+
+    def spy(self, x, step, carry):
+        silent.append(not step.draw(x).any())
+        return original(self, x, step, carry)
+
+    monkeypatch.setattr(Ancestral, "step", spy)
+    RePaint(Ancestral(steps=4), 2, 2)(mixture(VP()), shape=(2, 2))
+    assert silent == [False] * 7 + [True]
+
+
 def test_what_cannot_work_is_refused():
     for sampler, words in (
         (UniPC(), "starts from earlier states"),
