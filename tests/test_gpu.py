@@ -17,7 +17,20 @@ from experiments.problem import Problem
 from experiments.run import Run
 from experiments.stepper import PRECISIONS, LossScale, Stepper, StepSettings
 from experiments.variational import Variational
-from models import MLP, DenoisingScoreMatching, GaussianMixture, ScoreNetwork, UNet
+from models import (
+    DPS,
+    MLP,
+    MMPS,
+    Classifier,
+    ClassifierFree,
+    DenoisingScoreMatching,
+    GaussianMixture,
+    Mask,
+    PiGDM,
+    Replacement,
+    ScoreNetwork,
+    UNet,
+)
 from sde import EDM, VE, VP, Cosine, DDPMChain, LearnedSchedule, Noise, RectifiedFlow, SubVP, linear_betas
 from solvers import (
     DDIM,
@@ -35,6 +48,7 @@ from solvers import (
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
+    RePaint,
     ReverseDiffusion,
     RungeKutta4,
     Sampler,
@@ -73,6 +87,7 @@ SOLVERS = [
     ExponentialAdams(steps=20),
     ExponentialAdams(steps=20, order=3, adaptive=False),
     Langevin(steps=20, grid="log_snr", adjusted=True),
+    RePaint(DDIM(steps=20), rounds=2, jump=5),
 ]
 SDES = [VP(), SubVP(), VE(), Cosine(), EDM(), RectifiedFlow(), LearnedSchedule().requires_grad_(False)]
 
@@ -93,6 +108,25 @@ def test_samples_are_those_of_the_cpu(sde, solver):
     cpu, gpu = (solver(mixture(sde).to(device), shape=(64, 2), seed=1) for device in ("cpu", "cuda"))
     assert gpu.x.is_cuda and gpu.nfe == cpu.nfe
     assert torch.allclose(gpu.x.cpu(), cpu.x, atol=1e-3)
+
+
+SEEN, HALF = torch.tensor([0.4, 0.0]), torch.tensor([1, 0])
+CONDITIONAL = {
+    "classifier free": lambda m: ClassifierFree(m, torch.arange(64) % 2, 2.0),
+    "classifier": lambda m: Classifier(m, m.log_class, 1.0, label=1),
+    "DPS": lambda m: DPS(m, Mask(HALF), SEEN, 0.5),
+    "PiGDM": lambda m: PiGDM(m, Mask(HALF), SEEN, 0.1),
+    "MMPS": lambda m: MMPS(m, Mask(HALF), SEEN, 0.1),
+    "replacement": lambda m: Replacement(m, SEEN, HALF),
+}
+
+
+@pytest.mark.parametrize("wrap", CONDITIONAL.values(), ids=CONDITIONAL)
+@pytest.mark.parametrize("solver", [DDIM(steps=20), EulerMaruyama(steps=20)], ids=str)
+def test_conditional_samples_are_those_of_the_cpu(wrap, solver):
+    cpu, gpu = (solver(wrap(mixture(VP())).to(device), shape=(64, 2), seed=1) for device in ("cpu", "cuda"))
+    assert gpu.x.is_cuda and (gpu.nfe, gpu.backward) == (cpu.nfe, cpu.backward)
+    assert torch.allclose(gpu.x.cpu(), cpu.x, atol=1e-2)
 
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if isinstance(s, Sampler)], ids=str)

@@ -51,6 +51,7 @@ from solvers import (
     Heun,
     Langevin,
     PredictorCorrector,
+    RePaint,
     ReverseDiffusion,
     RungeKutta4,
     Sampler,
@@ -177,4 +178,4 @@ def test_so_it_is_for_the_whole_product(monkeypatch, sde, case):
 def test_every_exported_sampler_is_here():
     exported = [getattr(solvers, name) for name in solvers.__all__]
     samplers = {c for c in exported if inspect.isclass(c) and issubclass(c, Sampler) and not inspect.isabstract(c)}
-    assert samplers == {type(sampler) for sampler, _ in MATRIX} | {PredictorCorrector}
+    assert samplers == {type(sampler) for sampler, _ in MATRIX} | {PredictorCorrector, RePaint}

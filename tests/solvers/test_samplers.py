@@ -28,6 +28,7 @@ from solvers import (
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
+    RePaint,
     ReverseDiffusion,
     RungeKutta4,
     Sampler,
@@ -68,6 +69,7 @@ OTHERS = {
     PredictorCorrector(DDIM(), Langevin(corrections=2)): 3,
     PredictorCorrector(Heun(), Langevin(snr=0.1)): 3,
     PredictorCorrector(Ancestral(), PredictorCorrector(Langevin(), Langevin(corrections=0)).predictor): 2,
+    RePaint(DDIM(), rounds=2): 2,
 }
 CALLS = {**{sampler: calls for sampler, (calls, _) in AFFINE.items()}, ExponentialAdams(): 1, **OTHERS}
 
@@ -78,13 +80,20 @@ ON_CHAINS = {DDPM, AnnealedLangevin}
 def test_the_stated_calls_per_step_are_these():
     for sampler, calls in CALLS.items():
         assert sampler.calls_per_step == calls, sampler
-        own = sampler.predictor.grid if isinstance(sampler, PredictorCorrector) else sampler.grid
-        assert sampler.with_steps(7) == with_steps(sampler, 7, own, sampler.final), sampler
+        assert sampler.with_steps(7) == with_steps(sampler, 7, inner(sampler).grid, sampler.final), sampler
+
+
+def inner(sampler):
+    """The one that has the grid."""
+    parts = {PredictorCorrector: "predictor", RePaint: "sampler"}
+    return inner(getattr(sampler, parts[type(sampler)])) if type(sampler) in parts else sampler
 
 
 def with_steps(sampler, steps, grid="log_snr", final="mean"):
     if isinstance(sampler, PredictorCorrector):
         return PredictorCorrector(with_steps(sampler.predictor, steps, grid, final), sampler.corrector)
+    if isinstance(sampler, RePaint):
+        return replace(sampler, sampler=with_steps(sampler.sampler, steps * sampler.jump, grid, final))
     return replace(sampler, steps=steps, grid=grid, final=final)
 
 
