@@ -223,7 +223,9 @@ def _require_alike(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
 
 def _compiled(model: ScoreNetwork) -> ScoreNetwork:
     """A twin that shares everything with the model, and runs its network compiled; the model itself stays as it is."""
-    return ScoreNetwork(torch.compile(model.net), model.sde, model.parametrization)
+    twin = ScoreNetwork(torch.compile(model.net), model.sde, model.parametrization)
+    twin.label = model.label  # a function of a table, in place of the default one
+    return twin
 
 
 class _Recorded:

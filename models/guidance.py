@@ -63,7 +63,7 @@ class Conditioned(Around):
     Parameters
     ----------
     label: a class, or int64 ``(N,)``, one for each sample; the model is given it as ``class_label``.
-    observation: ``(1, ...)`` for all samples or ``(N, ...)``, as the network was trained with; given as ``observation``.
+    observation: ``(1, ...)`` for all samples or ``(N, ...)``, of the kind that the network was trained with.
 
     Raises ``ValueError`` for a class that the model does not know.
     """
@@ -149,7 +149,7 @@ class Classifier(Steered):
 
     Parameters
     ----------
-    log_prob: a function or module (x_t, t) -> log p(y | x_t), nats, ``(B,)``; or with ``label`` ``(B, K)`` of K classes.
+    log_prob: a function or module (x_t, t) -> log p(y | x_t), nats, ``(B,)``; with ``label`` ``(B, K)`` of K classes.
     label: a class, or int64 ``(N,)``, one for each sample.
     """
 
@@ -176,15 +176,12 @@ class Classifier(Steered):
     def _log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """Of each sample, ``(B,)``."""
         found = self.log_prob(x, t)
-        shape = f"(B, K) of more than {self.highest} classes" if self.labelled else "(B,)"
-        if (
-            found.dim() != 1 + self.labelled
-            or len(found) != len(x)
-            or (self.labelled and found.shape[1] <= self.highest)
-        ):
+        fits = found.dim() == 1 + self.labelled and len(found) == len(x)
+        if not fits or (self.labelled and found.shape[1] <= self.highest):
+            wanted = f"(B, K) of more than {self.highest} classes" if self.labelled else "(B,), or (B, K) with label="
             raise ValueError(
-                f"Classifier: log_prob must give {shape}, found {tuple(found.shape)} for {len(x)} samples; log p(y | x) of "
-                "each sample, or with label= of all classes"
+                f"Classifier: log_prob must give log p(y | x_t) of shape {wanted}, found {tuple(found.shape)} for "
+                f"{len(x)} samples"
             )
         if not self.labelled:
             return found
@@ -219,7 +216,7 @@ class Guided(Steered):
         found = self.log_likelihood(x0)
         if found.shape != x0.shape[:1]:
             raise ValueError(
-                f"Guided: log_likelihood must give one number for each sample, ({len(x0)},), found {tuple(found.shape)}; "
+                f"Guided: log_likelihood must give a number for each sample, ({len(x0)},), found {tuple(found.shape)}: "
                 "sum over all axes but the first"
             )
         return found

@@ -101,6 +101,9 @@ class LinearPosterior(Steered):
         """Whether an observation may be free of noise."""
 
     def steer(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **condition) -> tuple[Prediction, Tensor]:
+        if tuple(x.shape[1:]) != self.operator.shape:
+            found = f"{self.operator.shape}, found samples of {tuple(x.shape[1:])}"
+            raise ValueError(f"{type(self).__name__}: the operator is for {found}; build it for the model's data")
         if self.scale == 0:
             return self.model(x, t, **condition), torch.zeros_like(x)
         pair, back = denoised(self.model, x, t, **condition)
@@ -209,7 +212,8 @@ def observation_rows(observation: Tensor, operator: LinearOperator) -> Tensor:
         shape = ", ".join(map(str, wanted))
         raise ValueError(
             f"observation: expected finite numbers of shape ({shape}) or (N, {shape}), which {type(operator).__name__} "
-            f"gives, found {observation.dtype} of shape {found}; apply the operator to data of its shape {operator.shape}"
+            f"gives for data of shape {operator.shape}, found {observation.dtype} of shape {found}; build the operator "
+            "for your data, or give what it observes"
         )
     return observation[None] if found == wanted else observation
 
@@ -225,7 +229,7 @@ def _noise_std(value: float | Tensor, operator: LinearOperator, takes_zero: bool
         least = "at least 0" if takes_zero else "positive"
         shown = f"shape {tuple(found.shape)}" if not fits else f"{found[~good].flatten()[0].item():g}"
         raise ValueError(
-            f"noise_std must be {least} and finite, one number or of a shape that broadcasts to {tuple(operator.observed)}, "
+            f"noise_std must be {least} and finite, a number or of a shape that broadcasts to {operator.observed}, "
             f"found {shown}" + ("" if takes_zero else "; without noise take PiGDM or MMPS")
         )
     return found

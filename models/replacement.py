@@ -5,10 +5,10 @@ alpha known + sigma z, and the model sees the whole. Its prediction is kept for 
 is the known data itself, with the noise that x_t then has, so that the pair keeps its invariant and any sampler ends at
 the known values.
 
-**Biased.** The score of the unknown part u given the noised known part k_t is that of p(u_t | k_t), which is not p(u_t |
-k_0): at each time what is known is taken to be as uncertain as its noise makes it, and the paths of u_t follow a k_t
-that is drawn anew each time, on which the u_t at the times before did not depend. On Gaussian data the mean is pulled
-towards the unconditional one and correlations between the parts are too weak; no number of steps takes that away.
+**Biased.** The score of the unknown part u given the noised known part k_t is that of p(u_t | k_t), which is not that
+of p(u_t | k_0): at each time what is known is taken to be as uncertain as its noise makes it, and u_t goes along with a
+k_t that is drawn anew each time, on which the u_t before did not depend. On Gaussian data the mean is pulled towards
+the unconditional one and correlations between the parts are too weak; no number of steps takes that away.
 ``solvers.RePaint`` goes back and forth at each time, which lets the parts come to terms, for as many more calls.
 ``models.MMPS`` with a ``Mask`` has no such bias on Gaussians.
 """
@@ -25,7 +25,7 @@ class Replacement(Inside, Around):
 
     Parameters
     ----------
-    known: data of the shape of ``mask`` for all samples, or ``(N, *mask.shape)``, one for each; used where ``mask`` is 1.
+    known: data of the shape of ``mask`` for all samples, or ``(N, *mask.shape)``, one for each; read where known.
     mask: 1 (True) where known, 0 elsewhere; the shape of one sample.
     fresh: noise the known part afresh at each time, as the paper does. False: it has the noise of the state itself,
         whose known part then follows the exact way back to the known data.

@@ -9,8 +9,8 @@ Tweedie's formula)
 
 In float32 neither x_0 nor eps nor the score alone is accurate at both ends of time; the pair is.
 
-A process without a Gaussian kernel has no such pair: there a ``ScoreFunction`` (``sde.score_function``) gives the score,
-and drift and diffusion the rest.
+A process without a Gaussian kernel has no such pair: there a ``ScoreFunction`` gives the score, and drift and diffusion
+the rest.
 """
 
 from abc import ABC, abstractmethod

@@ -23,6 +23,7 @@ from solvers.matched_prior import MatchedPrior, matched_prior
 from solvers.multistep import DPMSolver, UniPC
 from solvers.ode import ODEError
 from solvers.probability_flow import ProbabilityFlow
+from solvers.repaint import RePaint
 from solvers.reverse_diffusion import ReverseDiffusion
 from solvers.runge_kutta import RungeKutta4
 from solvers.sample import Sampled, sample
@@ -63,6 +64,7 @@ __all__ = [
     "Output",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "RePaint",
     "ReverseDiffusion",
     "RungeKutta4",
     "SDEDPMSolver",

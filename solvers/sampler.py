@@ -19,6 +19,7 @@ from solvers.grids import GRIDS, time_grid
 from solvers.path import Path, rows
 
 FINALS = ("mean", "sample", "denoise")
+_UNNUMBERED = Noise(0)  # of a step that is taken by itself
 _AHEAD = 2**15  # numbers to draw at a time
 _APART = 2**24  # draws of one shape before the numbers of the next
 
@@ -45,6 +46,8 @@ class Step:
     """This step's row of the sampler's ``plan``."""
     index: int = 0
     """Number of the step, from 0."""
+    noise: Noise = _UNNUMBERED
+    """The streams of the samples, of which ``draw`` and ``fresh`` take theirs."""
 
     def predict(self, x: Tensor) -> Prediction:
         """The model's pair at time ``t``."""
@@ -119,7 +122,7 @@ class Sampler(Solver):
         for i, (t, s, *levels, mine) in enumerate(zip(*columns, own, strict=False)):
             last = i == self.steps - 1
             draws.silent = self.final == "mean" and last
-            x, carry = self.step(x, Step(model, t, s, *levels, draws, draws.fresh, mine, i), carry)
+            x, carry = self.step(x, Step(model, t, s, *levels, draws, draws.fresh, mine, i, draws.noise), carry)
             if denoise and last:
                 x = model(x, s).x0
             sums.append(x.sum())  # looked at after the loop, which never waits for a GPU

@@ -232,7 +232,7 @@ def response(monkeypatch, sampler, model, dimension=1, draws=1):
 
     class Impulses:
         def __init__(self, *_):
-            self.silent, self.number = False, 0
+            self.silent, self.number, self.noise = False, 0, Noise(0)
 
         def __call__(self, like):
             return torch.zeros_like(like) if self.silent else self.fresh(like)
