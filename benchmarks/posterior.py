@@ -2,12 +2,13 @@ r"""How far conditional samples are from the exact posterior: bias and spread of
 
     python benchmarks/posterior.py [--seed 0] [--samples 500] [--observations 4]
 
-Gaussians and mixtures of them in 2 and 16 dimensions are seen through a mask, a random projection and a blur, with noise
-of standard deviation .05 and .3, and a mask without noise; mixtures also by the class of a component. What is compared
-has a closed form in every case (``GaussianMixture.given``). Two samplers: one that has converged and starts from the
-exact p_T(x_T | y) (for mixtures: from the prior), so that what is left is the method's own bias; and ``ExponentialAdams`` of
-20 steps from the prior. Where noise is fresh at each call the first is ``EulerMaruyama`` of 500 steps; DPS, too stiff
-for few steps, has 1000 of them as its second, and on mixtures no other.
+Gaussians and mixtures of them in 2 and 16 dimensions are seen through a mask, a random projection and a blur, with
+noise of standard deviation .05 and .3, and a mask without noise; mixtures also by the class of a component. The exact
+posterior has a closed form in every case (``GaussianMixture.given``). Each method has two solvers, left and right: one
+that has converged, on Gaussians from the exact p_T(x_T | y), so that what is left is the method's own bias; and
+``ExponentialAdams`` of 20 steps from the prior. Three have others: DPS, too stiff for few steps, ``EulerMaruyama`` of
+1000 on the right, and on mixtures no other; ``Replacement``, whose noise is fresh at each call, ``EulerMaruyama`` of
+500 on the left; RePaint has 10 rounds of stretches of 10 of 250 and of 100 ``Ancestral`` steps.
 
 Of Gaussians the samples are an affine function of the noise that they start from, which is run on unit vectors: moments
 without Monte Carlo. Of mixtures, and for methods that draw noise themselves, they are those of samples, and the row
@@ -27,7 +28,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from targets import TARGETS
 from torch import Tensor
 
 from experiments.metrics import sliced_w2
@@ -46,11 +46,13 @@ from models import (
     Replacement,
 )
 from sde import VP, GaussianSDE, ScoreModel
-from solvers import EulerMaruyama, ExponentialAdams, ProbabilityFlow, SamplingDiverged, Solver
+from solvers import Ancestral, EulerMaruyama, ExponentialAdams, ProbabilityFlow, RePaint, SamplingDiverged, Solver
+from targets import TARGETS
 
 RESULTS = Path(__file__).parent / "results"
 CONVERGED, RELAXED = ProbabilityFlow(rtol=1e-5, atol=1e-5), ProbabilityFlow(rtol=1e-3, atol=1e-3)
 PRACTICAL, NOISY, NOISIER = ExponentialAdams(steps=20), EulerMaruyama(steps=500), EulerMaruyama(steps=1000)
+RESAMPLED = tuple(RePaint(Ancestral(steps=steps), rounds=10, jump=10) for steps in (250, 100))
 DIVERGED = 100.0
 """Standard deviations off, beyond which a sampler is said to have diverged."""
 
@@ -194,6 +196,7 @@ def replacements(prior: GaussianMixture, operator: LinearOperator, known: Tensor
 
     return {
         "Replacement": Method(built(True), NOISY, smooth=False),
+        "Replacement, RePaint": Method(built(True), *RESAMPLED, smooth=False),
         "Replacement, own noise": Method(built(False), best),
     }
 
