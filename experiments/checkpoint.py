@@ -209,8 +209,21 @@ def _complete(convention: dict[str, Any]) -> None:
         raise CheckpointError(None, f"its convention has no shape of a sample, found {archive.shown(shape)}")
     if levels is not None and (type(levels) is not int or not 0 < levels <= _LARGEST_SIZE):
         raise CheckpointError(None, f"its convention's levels must be a count or none, found {archive.shown(levels)}")
+    if "observation" in convention:
+        _require_observation(convention["observation"])
     # Checkpoints that don't say so are of uniformly dequantized data.
     convention.setdefault("dequantization", Uniform.trained_on if convention["levels"] else None)
+
+
+def _require_observation(about: Any) -> None:
+    """Refuse what says of observations anything but their operator in words, their noise, shape and response."""
+    kinds = {"operator": dict, "noise_std": float, "shape": list, "response": list}
+    known = isinstance(about, dict) and about.keys() == kinds.keys()
+    known = known and all(type(about[name]) is kind for name, kind in kinds.items())
+    shape, numbers = (about["shape"], (about["noise_std"], *about["response"])) if known else ([], ())
+    fits = all(type(size) is int and 0 < size <= _LARGEST_SIZE for size in shape) and math.prod(shape) <= _MOST_VALUES
+    if not shape or not fits or not all(type(number) is float and math.isfinite(number) for number in numbers):
+        raise CheckpointError(None, f"its convention's observation makes no sense, found {archive.shown(about)}")
 
 
 def _misfits(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from experiments import checkpoint, classes, pictures, training
+from experiments import checkpoint, classes, observing, pictures, training
 from experiments.build import ConfigError
 from experiments.cells import invocation, short_hash
 from experiments.checkpoint import resolved
@@ -125,12 +125,14 @@ def check(session: Session) -> None:
     """Build what training needs, to refuse what can't work before any time is spent."""
     if is_exact(session.config):
         raise ConfigError("net=exact has nothing to learn; it is for task=compare, sample, likelihood and figures")
-    model = build_model(session.config, session.problem.convention(), session.problem.data.train)
+    observing.check(session.config, session.problem)
+    convention = observing.convention(session.config, session.problem)
+    model = build_model(session.config, convention, session.problem.data.train)
     training.check(session.config.train, session.device, session.problem.data.shape, model.sde.learned)
     classes.check(session.config, session.problem.data, model.net)
     training.build_objective(session.config, model)
     build_logger(session.config)
-    checkpoint.about(session.config, session.problem.convention())
+    checkpoint.about(session.config, convention)
     Watch(session.config, session.problem, session.device, session.run.folder).check(model)
     session.diagnose(model.sde)
 

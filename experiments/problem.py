@@ -161,5 +161,7 @@ def assemble(
     shape, levels = tuple(convention["shape"]), convention["levels"]
     dequantization = convention.get("dequantization")
     head = part("parametrization", shape=shape, levels=levels, train=train, dequantization=dequantization)
-    net = part("net", shape=shape, outputs=head.outputs)
+    observed = convention.get("observation")
+    told = {} if observed is None else {"observation": tuple(observed["shape"])}
+    net = part("net", shape=shape, outputs=head.outputs, **told)
     return ScoreNetwork(net, part("sde"), head, label)

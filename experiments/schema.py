@@ -106,6 +106,8 @@ class Config:
     ood: OutOfDistribution = field(default_factory=OutOfDistribution)
     interpolate: Interpolate = field(default_factory=Interpolate)
     dequantization: str = "uniform"
+    observe: Any = None
+    observe_noise_std: float = 0.05
     seed: int = 0
     device: str = "auto"
     checkpoint: str | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import checkpoint, classes, report
+from experiments import checkpoint, classes, observing, report
 from experiments.build import ConfigError, build
 from experiments.known import is_exact
 from experiments.problem import load_problem
@@ -62,10 +62,11 @@ class Session:
         self.run.path("report.txt").write_text("\n\n".join(self.said) + "\n")
 
 
-def load_model(session: Session, told: bool = False) -> ScoreModel:
+def load_model(session: Session, told: bool = False, observed: bool = False) -> ScoreModel:
     """The checkpoint's model, under another process if asked for; refused for another data convention.
 
     told: whether it will be told the class of what it is asked about; one that knows nothing else is warned of.
+    observed: whether it will be told observations, if it was trained on some: an ``ObservedModel``, or else refused.
 
     Without a checkpoint it is that of the store of networks, where there is one; or the exact score, with net=exact.
     """
@@ -73,6 +74,8 @@ def load_model(session: Session, told: bool = False) -> ScoreModel:
         session.about_model = "the exact score"
         process = build(session.config.under or session.config.sde, where="sde", allowed=("sde.",))
         return build(session.config.net, where="net")(session.problem.data, process).to(session.device)
+    if not observed:
+        observing.refuse(session.config)
     from experiments import networks  # which trains, and what a training looks at on its way needs this module
 
     if session.config.checkpoint is None and networks.store(session.config) is not None:
@@ -81,19 +84,21 @@ def load_model(session: Session, told: bool = False) -> ScoreModel:
     file = checkpoint.find(path)
     content = checkpoint.read(file)
     model, convention, step = checkpoint.built(file, content, session.device)
-    here = session.problem.convention()
+    (convention, about), here = observing.separated(convention), session.problem.convention()
     if convention != here:
         raise ConfigError(f"the checkpoint was trained on {convention}, and this run has {here}; choose the same data=")
+    if not observed:
+        observing.refuse_observed(about, path)
     session.run.note(checkpoint={"path": path, "step": step, "sde": str(model.sde)})
     session.about_model, session.trained = f"averaged weights (EMA) of step {step}", content["config"]
     session.classes = content["components"]["net"]["parameters"].get("classes") or 0
     if not told:
         classes.warn_without_class(session.trained)
-    if session.config.under is None:
-        return model
-    other = build(session.config.under, where="under", allowed=("sde.",))
-    session.run.note(under=str(other))
-    return model.under(other)
+    if session.config.under is not None:
+        other = build(session.config.under, where="under", allowed=("sde.",))
+        session.run.note(under=str(other))
+        model = model.under(other)
+    return model if about is None else observing.ObservedModel(model, about)
 
 
 def _device_name(device: torch.device) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import checkpoint, classes, comparison, league, networks, pictures, report, verification
+from experiments import checkpoint, classes, comparison, league, networks, observing, pictures, report, verification
 from experiments.build import ConfigError, build
 from experiments.draw import draw
 from experiments.likelihood_tasks import check_likelihood, evaluate_likelihood
@@ -57,6 +57,7 @@ def compare(config: DictConfig, run: Run) -> None:
 
 def everything(config: DictConfig, run: Run) -> None:
     """Train, compare samplers, evaluate the likelihood, and draw the pictures."""
+    observing.refuse(config)
     session = Session(config, run, resumable=True)
     check_training(session)
     check_comparison(session)

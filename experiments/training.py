@@ -23,7 +23,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments import checkpoint, classes, processes, signals
+from experiments import checkpoint, classes, observing, processes, signals
 from experiments.build import NOT_NEGATIVE, POSITIVE, ConfigError, Limit, build, require_all, require_limits
 from experiments.nan_report import TrainingDiverged, nan_report
 from experiments.order import batches
@@ -95,8 +95,10 @@ def train(config: DictConfig, problem: Problem, device: torch.device, run: Run) 
     at hand is finished and saved; ``TrainingDiverged``; ``OutOfMemory``; ``OSError`` where nothing can be written.
     """
     settings, group = config.train, processes.current()
+    observing.check(config, problem)
+    convention = observing.convention(config, problem)
     seed_everything(config.seed)
-    model = build_model(config, problem.convention(), problem.data.train).to(device)
+    model = build_model(config, convention, problem.data.train).to(device)
     check(settings, device, problem.data.shape, model.sde.learned)
     classes.check(config, problem.data, model.net)
     parameters = sum(p.numel() for p in model.parameters())
@@ -110,7 +112,7 @@ def train(config: DictConfig, problem: Problem, device: torch.device, run: Run) 
         raise signals.Interrupted(signals.requested())
     run.note(training={"parameters": parameters} | loop.summary())
     if any(in_parts(p) for p in model.parameters()):  # it is made anew, on the host: it may be too large for a device
-        model = build_model(config, problem.convention(), problem.data.train)
+        model = build_model(config, convention, problem.data.train)
     model.load_state_dict(loop.final())
     return model.eval()
 
@@ -141,9 +143,13 @@ class _Loop:
         labels = classes.labels(config, problem.data, "train")
         self.state = State(self.stepper, problem.data.train, self.group, labels)
         held_out = torch.Generator().manual_seed(config.seed)
-        self.validation = problem.x(problem.data.validation[:_HELD_OUT], held_out).to(device)
-        self.told = classes.held_out(config, problem.data, _HELD_OUT, device)
-        self.about = checkpoint.about(config, problem.convention())
+        self.observing, x = (
+            observing.Observing(config, problem),
+            problem.x(problem.data.validation[:_HELD_OUT], held_out),
+        )
+        observed = {name: y.to(device) for name, y in self.observing(x, held_out).items()}
+        self.validation, self.told = x.to(device), classes.held_out(config, problem.data, _HELD_OUT, device) | observed
+        self.about = checkpoint.about(config, observing.convention(config, problem))
         self.kept = Kept(Path(self.group.broadcast(str(run.folder))))
         self.watch = Watch(config, problem, device, run.folder)
         self.saved, self.resumed = None, None
@@ -176,7 +182,8 @@ class _Loop:
         with self.records:
             since = time.time()
             while not self._over():
-                self.stepper(next(stream), learning_rate(self.step, self.settings), **next(told))
+                x, rate = next(stream), learning_rate(self.step, self.settings)
+                self.stepper(x, rate, **next(told), **self.observing(x, self.source))
                 self.progress.step += 1
                 self.progress.samples += self.settings.batch_size
                 self.records.bar.update()

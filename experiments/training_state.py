@@ -45,8 +45,19 @@ _FREE = (
 )
 # Of these, those that a training's end depends on where it may stop early.
 _JUDGE = ("train.early_stop", "train.save_every", "train.log_every")
+_OF_OBSERVATIONS = ("observe", "observe_noise_std")  # of networks that are told of some
 _OF_CLASSES = ("train.label_dropout",)  # of networks that are told of some
-_FIXED = ("sde", "net", "parametrization", "label", "data", "dequantization", "objective")
+_FIXED = (
+    "sde",
+    "net",
+    "parametrization",
+    "label",
+    "data",
+    "dequantization",
+    "objective",
+    "observe",
+    "observe_noise_std",
+)
 _FEW = 256
 
 
@@ -188,7 +199,9 @@ def determining(config: DictConfig) -> dict[str, Any]:
 
 def _is_free(name: str, settings: dict[str, Any]) -> bool:
     """Whether a setting has no influence on the weights, beside these others."""
-    return name.startswith(_FREE) or (name in _OF_CLASSES and not settings.get("net.classes"))
+    idle = () if settings.get("net.classes") else _OF_CLASSES
+    idle += () if "observe._target_" in settings else _OF_OBSERVATIONS
+    return name.startswith(_FREE) or name in idle
 
 
 def warn_of_machine(stored: dict[str, Any], device: torch.device) -> None:

@@ -9,11 +9,14 @@ the conditioning every block reads a shift, a scale and a gate for its attention
 all of them zero at the start, so that every block starts as the identity and the network as zero.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embedding import Conditioning, zero_
+from models.observed import Observed, beside
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -80,6 +83,8 @@ class DiT(nn.Module):
     embedding, embedding_features: kind ("sinusoidal" or "fourier") and number of the features of the noise level.
     classes: number of classes that ``class_label`` may name, 0 for none (see ``models.embedding.Conditioning``).
     dropout: probability at the end of both branches of a block.
+    observation: shape of an observation that the network is given; ``(Cy, ...)`` of the places of x goes beside its
+        channels, another into the embedding (``models.observed``). None for none.
     """
 
     def __init__(
@@ -95,15 +100,17 @@ class DiT(nn.Module):
         embedding_features: int = 256,
         classes: int = 0,
         dropout: float = 0.0,
+        observation: Sequence[int] | None = None,
     ):
         super().__init__()
         shape = tuple(shape)
         self._check(shape, outputs, patch, width, depth, heads, mlp_ratio)
         self.channels, self.patch = outputs * shape[0], patch
         self.grid = tuple(size // patch for size in shape[1:])
-        self.first = _CONV[len(self.grid)](shape[0], width, patch, stride=patch)
+        self.observed = Observed("DiT", shape, observation)
+        self.first = _CONV[len(self.grid)](shape[0] + self.observed.channels, width, patch, stride=patch)
         self.register_buffer("positions", positions(self.grid, width), persistent=False)
-        self.embed = Conditioning(embedding_features, width, embedding, classes)
+        self.embed = Conditioning(embedding_features, width, embedding, classes, self.observed.apart)
         self.blocks = nn.ModuleList(_Block(width, heads, int(mlp_ratio * width), dropout) for _ in range(depth))
         self.modulation = _Modulation(width, 2)
         self.last = zero_(nn.Linear(width, self.channels * patch ** len(self.grid)))
@@ -123,13 +130,16 @@ class DiT(nn.Module):
         if width % heads or width % parts:
             raise ValueError(f"DiT: width={width} must be divisible by heads={heads} and by {parts}, the waves' parts")
 
-    def forward(self, x: Tensor, label: Tensor, class_label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, label: Tensor, class_label: Tensor | None = None, observation: Tensor | None = None
+    ) -> Tensor:
         """``x`` of shape ``(B, C, ...)``, ``label`` of shape ``(B,)``; returns ``(B, outputs * C, ...)``.
 
-        ``class_label``: integers in 0..classes, ``(B,)``; None for no class.
+        ``class_label``: integers in 0..classes, ``(B,)``; None for no class. ``observation``: ``(B, *observation)``.
         """
-        embedding = F.silu(self.embed(label, class_label))
-        h = self.first(x).flatten(2).transpose(1, 2) + self.positions
+        near, apart = self.observed.split(x, observation)
+        embedding = F.silu(self.embed(label, class_label, apart))
+        h = self.first(beside(x, near)).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             h = block(h, embedding)
         return self._unpatched(self.last(_modulated(h, *self.modulation(embedding))))

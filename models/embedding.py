@@ -1,4 +1,4 @@
-"""Features of the noise level, and of a class.
+"""Features of the noise level, of a class, and of an observation without places.
 
 The label that a network is given is a number of order 10: log(sigma / alpha) runs from about -14 to 7.
 """
@@ -53,27 +53,37 @@ EMBEDDINGS = {"sinusoidal": SinusoidalEmbedding, "fourier": FourierEmbedding}
 class Conditioning(nn.Module):
     """Features of the noise label through two layers, plus a learned vector for each class: ``(B,)`` to ``(B, width)``.
 
+    An observation's values go through two layers of their own, and are added, too.
+
     Parameters
     ----------
     features, width: numbers of features of the label, and of the outputs.
     embedding: "sinusoidal" or "fourier".
     classes: number of classes, 0 for none. Class ``classes`` stands for none given, as for the samples of an
         unconditional model; it is what ``class_label=None`` means.
+    observed: number of values of an observation (``models.observed``), 0 for none.
     """
 
-    def __init__(self, features: int, width: int, embedding: str = "sinusoidal", classes: int = 0):
+    def __init__(self, features: int, width: int, embedding: str = "sinusoidal", classes: int = 0, observed: int = 0):
         super().__init__()
         if embedding not in EMBEDDINGS:
             raise ValueError(f"embedding must be one of {', '.join(EMBEDDINGS)}, found {embedding!r}")
         if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
             raise ValueError(f"classes must be a number of classes, or 0 for none, found {classes!r}")
         self.features = EMBEDDINGS[embedding](features)
-        self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.layers = _perceptron(features, width)
         self.known, self.classes = classes, nn.Embedding(classes + 1, width) if classes else None
+        self.observation = _perceptron(observed, width) if observed else None
 
-    def forward(self, label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """Before its last activation. ``class_label``: integers in 0..classes, ``(B,)``."""
-        h = self.layers(self.features(label))
+    def forward(self, label: Tensor, class_label: Tensor | None = None, observation: Tensor | None = None) -> Tensor:
+        """Before its last activation. ``class_label``: integers in 0..classes, ``(B,)``.
+
+        ``observation``: ``(B, observed)``; whether there is one where there must be, the network has checked.
+        """
+        h = self._of_class(self.layers(self.features(label)), label, class_label)
+        return h if observation is None else h + self.observation(observation)
+
+    def _of_class(self, h: Tensor, label: Tensor, class_label: Tensor | None) -> Tensor:
         if self.classes is None:
             if class_label is not None:
                 raise ValueError("this network knows no classes: build it with classes=, or leave class_label out")
@@ -81,6 +91,10 @@ class Conditioning(nn.Module):
         if class_label is None:
             class_label = torch.full(label.shape, self.classes.num_embeddings - 1, device=label.device)
         return h + self.classes(class_label)
+
+
+def _perceptron(inputs: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def _check_features(features: int) -> None:

@@ -1,11 +1,13 @@
 """A multilayer perceptron for tables, and for data of any shape taken flat."""
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embedding import Conditioning, zero_
+from models.observed import Observed, beside
 
 
 class _Block(nn.Module):
@@ -35,6 +37,7 @@ class MLP(nn.Module):
     classes: number of classes that ``class_label`` may name, 0 for none (see ``models.embedding.Conditioning``).
     dropout: probability inside the residual blocks.
     layer_norm: whether the blocks and the last layer see their input at unit scale; without, large values stay large.
+    observation: shape of an observation that the network is given beside x (``models.observed``); None for none.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class MLP(nn.Module):
         classes: int = 0,
         dropout: float = 0.0,
         layer_norm: bool = True,
+        observation: Sequence[int] | None = None,
     ):
         super().__init__()
         shape = tuple(shape)
@@ -58,16 +62,21 @@ class MLP(nn.Module):
         size = math.prod(shape)
         self.out_shape = (outputs * shape[0], *shape[1:])
         self.embed = Conditioning(embedding, width, embedding_kind, classes)
-        self.first = nn.Linear(size, width)
+        self.observed = Observed("MLP", shape, observation)
+        self.first = nn.Linear(size + self.observed.values, width)
         self.blocks = nn.ModuleList(_Block(width, dropout, layer_norm) for _ in range(depth))
         self.last = nn.Sequential(_norm(width, layer_norm), nn.SiLU(), zero_(nn.Linear(width, outputs * size)))
 
-    def forward(self, x: Tensor, label: Tensor, class_label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, label: Tensor, class_label: Tensor | None = None, observation: Tensor | None = None
+    ) -> Tensor:
         """``x`` of shape ``(B, C, ...)``, ``label`` of shape ``(B,)``; returns ``(B, outputs * C, ...)``.
 
-        ``class_label``: integers in 0..classes, ``(B,)``; None for no class.
+        ``class_label``: integers in 0..classes, ``(B,)``; None for no class. ``observation``: ``(B, *observation)``.
         """
-        embedding, h = F.silu(self.embed(label, class_label)), self.first(x.flatten(1))
+        y = self.observed.checked(x, observation)
+        h = self.first(beside(x.flatten(1), None if y is None else y.flatten(1)))
+        embedding = F.silu(self.embed(label, class_label))
         for block in self.blocks:
             h = block(h, embedding)
         return self.last(h).reshape(len(x), *self.out_shape)

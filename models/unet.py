@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embedding import Conditioning, zero_
+from models.observed import Observed, beside
 from models.unet_blocks import CHANGES, MODULATIONS, Inject, Keep, Norm, Plain, Stage, Style, conv
 
 
@@ -41,6 +42,8 @@ class UNet(nn.Module):
     skip_rescale: divide the sum of two branches by sqrt 2.
     modulation: how the embedding enters a block: "scale_shift" after its second norm, or "shift" before it.
     embedding, embedding_features, classes: of ``models.embedding.Conditioning``; 2 * ``channels`` features by default.
+    observation: shape of an observation that the network is given; ``(Cy, ...)`` of the places of x goes beside its
+        channels, another into the embedding (``models.observed``). None for none.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class UNet(nn.Module):
         embedding: str = "sinusoidal",
         embedding_features: int | None = None,
         classes: int = 0,
+        observation: Sequence[int] | None = None,
     ):
         super().__init__()
         _check_numbers(shape, outputs, channels, multipliers, blocks, heads, dropout)
@@ -70,11 +74,12 @@ class UNet(nn.Module):
         self.exponents = _exponents(fourier)
         self.out_shape = (outputs * shape[0], *shape[1:])
         features = 2 * channels if embedding_features is None else embedding_features
-        self.embed = Conditioning(features, 4 * channels, embedding, classes)
+        self.observed = Observed("UNet", shape, observation)
+        self.embed = Conditioning(features, 4 * channels, embedding, classes, self.observed.apart)
         style = Style(len(shape) - 1, modulation, skip_rescale, dropout, heads, fir)
         down, up = CHANGES[resample]
         levels = [(channels * m, attend) for m, attend in zip(multipliers, attention, strict=True)]
-        first = conv(style, shape[0] * (1 + 2 * len(self.exponents)), channels)
+        first = conv(style, shape[0] * (1 + 2 * len(self.exponents)) + self.observed.channels, channels)
         self._build_down(style, first, levels, blocks, down)
         self._build_pyramid(style, shape[0], levels, progressive_input)
         self.middle = nn.ModuleList(Stage(style, levels[-1][0], levels[-1][0], attend) for attend in (True, False))
@@ -118,13 +123,17 @@ class UNet(nn.Module):
         for stages, leave in zip(self.up, self.leave, strict=True):
             yield from (*stages, leave)
 
-    def forward(self, x: Tensor, label: Tensor, class_label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, label: Tensor, class_label: Tensor | None = None, observation: Tensor | None = None
+    ) -> Tensor:
         """``x`` of shape ``(B, C, ...)``, ``label`` of shape ``(B,)``; returns ``(B, outputs * C, ...)``.
 
         ``class_label``: integers in 0 .. ``classes``, ``(B,)``; None stands for ``classes``, no class.
+        ``observation``: ``(B, *observation)``.
         """
-        shares = iter(self.project(F.silu(self.embed(label, class_label))).split(self.features, dim=1))
-        h, pyramid, kept = self._with_octaves(x), x, []
+        near, apart = self.observed.split(x, observation)
+        shares = iter(self.project(F.silu(self.embed(label, class_label, apart))).split(self.features, dim=1))
+        h, pyramid, kept = beside(self._with_octaves(x), near), x, []
         for enter, inject, stages in zip(self.enter, self.inject, self.down, strict=True):
             h, pyramid = inject(enter(h, next(shares)), pyramid)
             kept.append(h)

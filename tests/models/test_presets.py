@@ -74,7 +74,7 @@ def test_a_preset_has_the_shapes_and_the_size_that_its_file_says(name):
 def test_every_option_of_a_network_can_be_overridden(name):
     node = node_of(name)
     parameters = inspect.signature(type(build_net(name, reduced=True))).parameters
-    assert node.keys() - {"_target_"} == parameters.keys() - {"shape", "outputs"}
+    assert node.keys() - {"_target_"} == parameters.keys() - {"shape", "outputs", "observation"}
 
 
 def check_that_a_gradient_reaches_every_parameter(name, reduced):
