@@ -7,7 +7,7 @@ noise of standard deviation .05 and .3, and a mask without noise; mixtures also 
 posterior has a closed form in every case (``GaussianMixture.given``). Each method has two solvers, left and right:
 one that has converged, on Gaussians from the exact p_T(x_T | y), so that what is left is the method's own bias; and
 ``ExponentialAdams`` of 20 steps from the prior. Some have others: MMPS along the reverse SDE ``SDEDPMSolver`` of 100
-steps on the right; DPS, too stiff for few steps, ``EulerMaruyama`` of 1000 on the right, and on mixtures no other;
+steps on the right; DPS and Guided, too stiff for few, ``EulerMaruyama`` of 1000 there, and on mixtures no other;
 ``Replacement``, whose noise is fresh at each call, ``EulerMaruyama`` of 500 on the left; RePaint has 10 rounds of
 stretches of 10 of 250 and of 100 ``Ancestral`` steps.
 
@@ -230,9 +230,9 @@ def classes(prior: GaussianMixture) -> Problem:
         "Classifier": lambda n: Classifier(prior, prior.log_class, label=each.repeat_interleave(n)),
         "ClassifierFree, 1": lambda n: ClassifierFree(prior, each.repeat_interleave(n), 1.0),
         "ClassifierFree, 3": lambda n: ClassifierFree(prior, each.repeat_interleave(n), 3.0),
-        "Guided": guided,
     }
     methods = {name: Method(model, RELAXED) for name, model in models.items()}
+    methods["Guided"] = Method(guided, None, NOISIER)
     return Problem("class", prior, posteriors, methods, torch.ones(prior.means.shape[1], dtype=torch.bool))
 
 
