@@ -4,11 +4,12 @@ r"""How far conditional samples are from the exact posterior: bias and spread of
 
 Gaussians and mixtures of them in 2 and 16 dimensions are seen through a mask, a random projection and a blur, with
 noise of standard deviation .05 and .3, and a mask without noise; mixtures also by the class of a component. The exact
-posterior has a closed form in every case (``GaussianMixture.given``). Each method has two solvers, left and right: one
-that has converged, on Gaussians from the exact p_T(x_T | y), so that what is left is the method's own bias; and
-``ExponentialAdams`` of 20 steps from the prior. Three have others: DPS, too stiff for few steps, ``EulerMaruyama`` of
-1000 on the right, and on mixtures no other; ``Replacement``, whose noise is fresh at each call, ``EulerMaruyama`` of
-500 on the left; RePaint has 10 rounds of stretches of 10 of 250 and of 100 ``Ancestral`` steps.
+posterior has a closed form in every case (``GaussianMixture.given``). Each method has two solvers, left and right:
+one that has converged, on Gaussians from the exact p_T(x_T | y), so that what is left is the method's own bias; and
+``ExponentialAdams`` of 20 steps from the prior. Some have others: MMPS along the reverse SDE ``SDEDPMSolver`` of 100
+steps on the right; DPS and Guided, too stiff for few, ``EulerMaruyama`` of 1000 there, and on mixtures no other;
+``Replacement``, whose noise is fresh at each call, ``EulerMaruyama`` of 500 on the left; RePaint has 10 rounds of
+stretches of 10 of 250 and of 100 ``Ancestral`` steps.
 
 Of Gaussians the samples are an affine function of the noise that they start from, which is run on unit vectors: moments
 without Monte Carlo. Of mixtures, and for methods that draw noise themselves, they are those of samples, and the row
@@ -46,12 +47,22 @@ from models import (
     Replacement,
 )
 from sde import VP, GaussianSDE, ScoreModel
-from solvers import Ancestral, EulerMaruyama, ExponentialAdams, ProbabilityFlow, RePaint, SamplingDiverged, Solver
+from solvers import (
+    Ancestral,
+    EulerMaruyama,
+    ExponentialAdams,
+    ProbabilityFlow,
+    RePaint,
+    SamplingDiverged,
+    SDEDPMSolver,
+    Solver,
+)
 from targets import TARGETS
 
 RESULTS = Path(__file__).parent / "results"
 CONVERGED, RELAXED = ProbabilityFlow(rtol=1e-5, atol=1e-5), ProbabilityFlow(rtol=1e-3, atol=1e-3)
 PRACTICAL, NOISY, NOISIER = ExponentialAdams(steps=20), EulerMaruyama(steps=500), EulerMaruyama(steps=1000)
+REVERSE = SDEDPMSolver(steps=100)
 RESAMPLED = tuple(RePaint(Ancestral(steps=steps), rounds=10, jump=10) for steps in (250, 100))
 DIVERGED = 100.0
 """Standard deviations off, beyond which a sampler is said to have diverged."""
@@ -182,6 +193,8 @@ def linear_methods(prior: GaussianMixture, operator: LinearOperator, y: Tensor, 
 
     counts = sorted({k for k in (1, 2, 5) if k < size} | {size})
     methods = {f"MMPS, {k} iteration{'s' * (k > 1)}": Method(built(MMPS, k), best) for k in counts}
+    few = min(2, size)
+    methods[f"MMPS, {few}, reverse SDE"] = Method(built(MMPS, few), None, REVERSE)
     methods["PiGDM"] = Method(built(PiGDM), best)
     if noise_std:
         return methods | {"DPS": Method(built(DPS), best if prior.classes == 1 else None, NOISIER)}
@@ -217,9 +230,9 @@ def classes(prior: GaussianMixture) -> Problem:
         "Classifier": lambda n: Classifier(prior, prior.log_class, label=each.repeat_interleave(n)),
         "ClassifierFree, 1": lambda n: ClassifierFree(prior, each.repeat_interleave(n), 1.0),
         "ClassifierFree, 3": lambda n: ClassifierFree(prior, each.repeat_interleave(n), 3.0),
-        "Guided": guided,
     }
     methods = {name: Method(model, RELAXED) for name, model in models.items()}
+    methods["Guided"] = Method(guided, None, NOISIER)
     return Problem("class", prior, posteriors, methods, torch.ones(prior.means.shape[1], dtype=torch.bool))
 
 

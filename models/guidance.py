@@ -194,7 +194,9 @@ class Guided(Steered):
 
     The score gains ``scale`` grad log p(y | x0_hat(x_t)), through ``model``: one call and one pass back. p(y | x_t) is
     an average of p(y | x0) over p(x0 | x_t), of which this takes the centre alone, so that it is **biased**: it trusts
-    an uncertain estimate as if it were certain, too narrow and pulled too far (see docs/conditional.md for how much).
+    an uncertain estimate as if it were certain, too narrow and pulled too far: on a Gaussian of 16 dimensions, half of
+    it observed with noise .3, the mean is .58 posterior standard deviations off and samples are .46 as wide along the
+    flow (as ``DPS``; python benchmarks/posterior.py).
 
     Parameters
     ----------

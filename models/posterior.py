@@ -120,7 +120,9 @@ class DPS(LinearPosterior):
     """Diffusion posterior sampling (Chung et al., 2023) with the noise's own variance: one call, one pass back.
 
     **Biased** on every data set, Gaussian ones too: far from the data the likelihood is far too narrow, which pulls too
-    hard. Its gradient grows as 1 / s_y^2 at all times, so that samplers need about as many steps. (The paper's step of
+    hard. On a Gaussian in 16 dimensions seen through a mask with s_y = .3 the mean is .58 posterior standard deviations
+    off and samples are .46 as wide along the flow, .25 and .89 along the reverse SDE (python benchmarks/posterior.py).
+    Its gradient grows as 1 / s_y^2 at all times, so that samplers need about as many steps. (The paper's step of
     zeta / |y - A x0| belongs to a sampler of 1000 steps; as a score it would depend on their number.)
     """
 
@@ -135,7 +137,9 @@ class DPS(LinearPosterior):
 class PiGDM(LinearPosterior):
     """Pseudoinverse guidance (Song et al., 2023) at the weight of Bayes' rule: one call, one pass back.
 
-    **Exact** for Gaussian data of covariance ``data_std``^2 I; biased for others.
+    **Exact** for Gaussian data of covariance ``data_std``^2 I; biased for others. On a Gaussian in 16 dimensions of
+    condition number 100 seen through a mask with s_y = .3 the mean is .22 posterior standard deviations off and samples
+    are 1.07 as wide (python benchmarks/posterior.py).
 
     Parameters
     ----------
@@ -177,7 +181,10 @@ class MMPS(LinearPosterior):
 
     **Exact** for Gaussian data once the conjugate gradients have converged, which takes as many iterations as A C A^T +
     s_y^2 I has different eigenvalues, at most the number of values of y, and far fewer to be near. For other data it is
-    the best of the three, and biased where p(x_0 | x_t) is far from Gaussian.
+    biased where p(x_0 | x_t) is far from Gaussian, most along the flow: on a mixture in 16 dimensions seen through a
+    mask with s_y = .3 the mean is .15 posterior standard deviations off along it, and .07 along the reverse SDE, with
+    two iterations; where modes are hard to tell, .4 and more (python benchmarks/posterior.py). With a ``Mask``, give
+    the observation as 0 where it hides the data: other numbers there take one more iteration.
     """
 
     def __init__(

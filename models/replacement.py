@@ -9,6 +9,8 @@ the known values.
 of p(u_t | k_0): at each time what is known is taken to be as uncertain as its noise makes it, and u_t goes along with a
 k_t that is drawn anew each time, on which the u_t before did not depend. On Gaussian data the mean is pulled towards
 the unconditional one and correlations between the parts are too weak; no number of steps takes that away.
+With half of 16 dimensions known the mean of the others is .40 posterior standard deviations off, and they are 1.13 as
+wide (``fresh=False``: .57 and 1.26; with 10 rounds of RePaint: .16 and .97; python benchmarks/posterior.py).
 ``solvers.RePaint`` goes back and forth at each time, which lets the parts come to terms, for as many more calls.
 ``models.MMPS`` with a ``Mask`` has no such bias on Gaussians.
 """

@@ -56,7 +56,7 @@ def image(sde):
 
 
 def moments(model, start, shape, solver=FINE):
-    """Mean and covariance, of data taken flat, at the end of the flow of an affine ``model`` from those of ``start``."""
+    """Mean and covariance of flat data where the flow of an affine ``model`` ends, from those of ``start``."""
     d, scale = math.prod(shape), float(model.sde.sigma(torch.tensor(model.sde.t_max)))
     units = scale * torch.cat((torch.zeros(1, d), torch.eye(d))).double()
     x = solver(model, x_T=units.reshape(-1, *shape)).x.flatten(1)
