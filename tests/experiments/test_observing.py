@@ -124,6 +124,8 @@ def test_training_tells_each_example_its_own_and_validation_the_same_each_time(t
     assert len(off) == 200 and len(off.unique()) == 200
     assert off.square().mean().sqrt().item() == pytest.approx(NOISE, rel=4 / math.sqrt(2 * 200))
     held_out = [y for _, y in seen[False]]
+    seeded = Observing(configured(), problem)(problem.data.validation, torch.Generator().manual_seed(0))
+    assert torch.equal(held_out[0], seeded["observation"])
     assert len(held_out) == 2 and torch.equal(*held_out) and len(held_out[0]) == 50
 
 

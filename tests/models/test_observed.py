@@ -3,6 +3,7 @@
 import math
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -192,13 +193,14 @@ NOISE = 0.3
 
 @cache
 def joint(kind="gaussian"):
-    """Correlated data in four dimensions: one Gaussian, or two."""
+    """Correlated data in four dimensions: one Gaussian, or two, which the observation hardly tells apart."""
     factor = drawn(4, 4) / 2
     first = factor @ factor.mT + 0.1 * torch.eye(4, dtype=torch.float64)
     mean = torch.tensor([0.5, -0.4, 0.2, 0.3], dtype=torch.float64)
     if kind == "gaussian":
         return GaussianMixture(torch.ones(1), mean[None], first[None], VP())
-    means, second = torch.stack((mean + 0.9, mean - 0.9)), 0.3 * torch.eye(4, dtype=torch.float64)
+    apart, second = torch.tensor([0.0, 0.9, 0.2, 0.7], dtype=torch.float64), 0.3 * torch.eye(4, dtype=torch.float64)
+    means = torch.stack((mean + apart, mean - apart))
     return GaussianMixture(torch.tensor([0.6, 0.4]), means, torch.stack((0.5 * first, second)), VP())
 
 
@@ -260,3 +262,64 @@ def test_parts_of_a_batch_have_their_own_observations():
         assert torch.allclose(solver(each, **options, batch_size=3).x, whole, rtol=1e-10, atol=1e-12), solver
         alone = solver(Conditioned(model, observation=drawn(7, 2)[:1]), **options | {"shape": (1, 4)}).x
         assert torch.allclose(alone[0], whole[0], rtol=1e-10, atol=1e-12), solver
+
+
+# Learned posteriors
+
+
+def learned(kind, steps, width, depth):
+    """A perceptron of p(x_0 | y) after so many steps of denoising score matching on pairs."""
+    mixture, generator = joint(kind), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    net = MLP((4,), width=width, depth=depth, observation=(2,))
+    model, objective = ScoreNetwork(net, mixture.sde, "v"), DenoisingScoreMatching()
+    optimizer, data = torch.optim.Adam(net.parameters(), fused=True), mixture.sample(200_000, seed=1).float()
+    for i in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1, (i + 1) / 100) * 0.5 * (1 + math.cos(math.pi * i / steps))
+        x0 = data[torch.randint(len(data), (256,), generator=generator)]
+        y = x0 @ MATRIX.float().mT + NOISE * torch.randn(256, 2, generator=generator)
+        optimizer.zero_grad()
+        objective(model, x0, generator, observation=y).value.mean().backward()
+        optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+def samples(model, y, n):
+    """``n`` samples of each observation, ``(len(y), n, 4)``."""
+    told = Conditioned(model, observation=y.float().repeat_interleave(n, 0))
+    return ExponentialAdams(steps=20)(told, shape=(len(y) * n, 4), seed=2).x.double().reshape(len(y), n, 4)
+
+
+class Errors(NamedTuple):
+    """The largest over the observations: of means in posterior standard deviations, covariances, and modes' weights."""
+
+    mean: float
+    covariance: float
+    weight: float
+
+
+def errors(kind, model, n=2000):
+    """Of samples of ``model`` for eight observations, against the closed forms."""
+    mixture = joint(kind)
+    y = mixture.sample(8, seed=9) @ MATRIX.mT + NOISE * drawn(8, 2)
+    found = []
+    for at, x in zip(y, samples(model, y, n), strict=True):
+        exact = mixture.given(MATRIX, at, NOISE)
+        weights = exact.log_weights.exp()
+        mean = weights @ exact.means
+        within = torch.einsum("k,kde,ke,kfe->df", weights, exact.axes, exact.variances, exact.axes)
+        covariance = within + torch.einsum("k,kd,ke->de", weights, exact.means - mean, exact.means - mean)
+        found.append(
+            (
+                ((x.mean(0) - mean) / covariance.diagonal().sqrt()).abs().max(),
+                (x.mT.cov() - covariance).norm() / covariance.norm(),
+                (exact.log_class(x).exp().mean(0) - weights).abs().max(),
+            )
+        )
+    return Errors(*torch.tensor(found).amax(0).tolist())
+
+
+def test_what_is_learned_in_seconds_is_near_the_posterior_of_two_modes():
+    """Measured 0.06, 0.08 and 0.02; a network that is not trained has 2.3, 1.7 and 0.54."""
+    found = errors("mixture", learned("mixture", steps=800, width=64, depth=2))
+    assert found.mean < 0.15 and found.covariance < 0.2 and found.weight < 0.06, found
