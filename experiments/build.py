@@ -18,8 +18,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 OWN = ("sde", "models", "solvers", "experiments")
-_TASKS = ("tasks", "likelihood_tasks", "classify_task", "checkpoint_tasks", "figure_tasks", "report_task")
-_PARTS = ("data", "dequantizers", "distances", "features", "known", "loggers", "neighbours", "problem", *_TASKS)
+_TASKS = (
+    *("tasks", "likelihood_tasks", "classify_task", "checkpoint_tasks", "figure_tasks", "posterior_tasks"),
+    "report_task",
+)
+_PARTS = (
+    *("conditions", "data", "dequantizers", "distances", "features", "known", "loggers", "neighbours", "problem"),
+    *_TASKS,
+)
 ALLOWED = ("sde.", "models.", "solvers.", *(f"experiments.{module}." for module in _PARTS))
 _trusted: tuple[str, ...] = ()
 _PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}

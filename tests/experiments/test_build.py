@@ -37,7 +37,7 @@ def test_the_groups_are_those_documented():
     groups = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("_")}
     documented = (
         "task sde net parametrization solver data objective train likelihood dequantizer prior compare experiment "
-        "logger metric features hparams_search"
+        "logger metric features hparams_search condition guidance"
     )
     assert groups == set(documented.split())
 
