@@ -101,8 +101,8 @@ def observe(config: DictConfig, task: str, shape: tuple[int, ...]) -> LinearOper
         raise ConfigError(f"condition: {error}") from error
     if task == "inpaint" and not isinstance(operator, Mask):
         raise ConfigError(
-            f"task=inpaint needs a mask, found {type(operator).__name__}; use condition=half, box, random or mask_file, "
-            "or task=restore"
+            f"task=inpaint needs a mask, found {type(operator).__name__}; use condition=half, box, random or "
+            "mask_file, or task=restore"
         )
     return operator
 
@@ -168,8 +168,8 @@ def _report(session: Session, task: str, found: Posteriors, how: dict[str, Any])
         session.figures.append(posterior_figures.posterior_points(found, session.problem.data.test, path))
     where = "the values hidden" if bool((~found.hidden).any()) else "all values"
     session.say(
-        f"{found.samples.shape[1]} samples for each of {len(found.truth)} examples of the {settings.split} split, given "
-        f"{about['condition']} with noise_std {found.noise_std:g}\n{_calls(how)}\n{found}\n"
+        f"{found.samples.shape[1]} samples for each of {len(found.truth)} examples of the {settings.split} split, "
+        f"given {about['condition']} with noise_std {found.noise_std:g}\n{_calls(how)}\n{found}\n"
         f"errors and share: {where} ({int(found.hidden.sum())} of each example); standard errors over the examples"
     )
 

@@ -70,7 +70,7 @@ class Posteriors:
 
     @cached_property
     def _seen(self) -> Tensor:
-        """Observations that depend on x: behind a mask there are others; random numbers ``(*observed)``, 0 elsewhere."""
+        """Random numbers where an observation depends on x, 0 where none does, as behind a mask; ``(*observed)``."""
         some = torch.randn(1, *self.operator.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         return self.operator(some)[0]
 
@@ -84,7 +84,7 @@ class Posteriors:
 
     @cached_property
     def errors(self) -> dict[str, Value]:
-        """Root mean squares of the distance to the truth: of the samples' mean, of one sample, of the data's average."""
+        """Root mean squares of the distance to the truth, by what is guessed."""
         k, truth = self.samples.shape[1], self.truth.double()
         guesses = {
             "mean of the samples": self.mean[:, None],

@@ -67,10 +67,8 @@ class Told:
         }
 
     def __str__(self) -> str:
-        rows = [
-            (f"class {label}", f"{share.value:.4f}", f"{share.stderr:.4f}") for label, share in self.by_class.items()
-        ]
-        rows.append(("all", f"{self.agreement.value:.4f}", f"{self.agreement.stderr:.4f}"))
+        shares = {f"class {label}": share for label, share in self.by_class.items()} | {"all": self.agreement}
+        rows = [(name, f"{share.value:.4f}", f"{share.stderr:.4f}") for name, share in shares.items()]
         rows.append(("real test examples", f"{self.accuracy:.4f}", ""))
         title = f"{self.samples.shape[1]} samples of each of {len(self.labels)} classes, as a classifier sees them"
         return f"{title}\n{table(('samples of', 'taken for it', 'standard error'), rows)}"
