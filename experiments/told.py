@@ -14,7 +14,7 @@ from experiments.table_cells import table
 
 @dataclass(frozen=True)
 class Share:
-    """A share of n, with its binomial standard error."""
+    """A share of n, with its binomial standard error, at (n p + 1) / (n + 2): where all are right it is not 0."""
 
     value: float
     n: int
@@ -22,7 +22,8 @@ class Share:
     @property
     def stderr(self) -> float:
         """Of the share."""
-        return (self.value * (1 - self.value) / self.n) ** 0.5
+        p = (self.n * self.value + 1) / (self.n + 2)
+        return (p * (1 - p) / self.n) ** 0.5
 
     def __str__(self) -> str:
         return f"{self.value:.4f} ± {self.stderr:.4f}"
