@@ -1,6 +1,7 @@
 """Samples given something: what holds of exact posteriors, whose sample is whose, what is drawn, and refusals."""
 
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,7 +39,8 @@ def gaussian():
     }
 
 
-def exact_posteriors(operator, std, n=600, k=4):
+@cache
+def exact_posteriors(operator, std, n=250, k=4):
     """Examples of a Gaussian, and samples of the exact posterior of each."""
     model = GaussianMixture(**gaussian(), sde=VP())
     truth = model.sample(n, seed=1)
@@ -65,13 +67,13 @@ def test_what_is_expected_of_exact_posteriors_is_what_they_have(operator):
     for name, value in values.items():
         if value.expected is not None:
             assert abs(value.value - value.expected) < 4 * value.stderr, (name, value)
-            assert value.stderr < 0.08 * value.expected, (name, value)
+            assert value.stderr < 0.12 * value.expected, (name, value)
     assert values["error of the mean of the samples"].value < values["error of the average of the data"].value
 
 
 def test_samples_of_the_prior_are_none_of_the_posterior():
     found = exact_posteriors(OPERATORS[1], 0.3)
-    prior = GaussianMixture(**gaussian(), sde=VP()).sample(2400, seed=3).view(600, 4, 3)
+    prior = GaussianMixture(**gaussian(), sde=VP()).sample(1000, seed=3).view(250, 4, 3)
     wrong = Posteriors(found.operator, 0.3, found.truth, found.observation, prior, found.average, gaussian())
     for name in ("misfit of the samples", "distance to the exact mean"):
         value = wrong.values()[name]
@@ -98,7 +100,7 @@ def test_what_no_observation_depends_on_is_judged_and_no_noise_behind_a_mask():
 
 
 def test_every_sample_is_of_its_own_observation_and_nearly_exact(tmp_path):
-    summary = run("inpaint", tmp_path / "a", *PLANE, *SIMPLE, "posterior.examples=8", "posterior.samples=25")
+    summary = run("inpaint", tmp_path / "a", *PLANE, *SIMPLE, "posterior.examples=4", "posterior.samples=40")
     found = summary["posterior"]
     assert found["nfe"] == found["passes_back"] == 25 and found["values_judged"] == 1
     misfit, exact = found["misfit_of_the_samples"], found["distance_to_the_exact_mean"]
@@ -106,7 +108,7 @@ def test_every_sample_is_of_its_own_observation_and_nearly_exact(tmp_path):
         abs(misfit["value"] - 0.05) < 0.02 and exact["value"] < 0.3 < found["error_of_the_average_of_the_data"]["value"]
     )
     arrays = np.load(tmp_path / "a" / "samples" / "posterior.npz")
-    assert arrays["samples"].shape == (8, 25, 2) and arrays["mean"].shape == arrays["std"].shape == (8, 2)
+    assert arrays["samples"].shape == (4, 40, 2) and arrays["mean"].shape == arrays["std"].shape == (4, 2)
     assert np.abs(arrays["samples"][:, :, 0] - arrays["truth"][:, None, 0]).max() < 0.35
     assert (tmp_path / "a" / "figures" / "posterior.png").is_file()
     text = (tmp_path / "a" / "report.txt").read_text()
@@ -118,6 +120,7 @@ def test_an_example_is_the_same_whichever_is_the_first_and_however_many_are_draw
     model = GaussianMixture(torch.ones(1), torch.zeros(1, 64), torch.eye(64)[None], VP()).eval()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(posterior_tasks, "load_model", lambda session: model)
+        patch.setattr(posterior_figures, "posterior_images", lambda found, path: path)
         run("inpaint", tmp_path / "a", *given, "posterior.examples=4", "compare.batch_size=3")
         run("inpaint", tmp_path / "b", *given, "posterior.examples=2", "posterior.first=2")
         run("inpaint", tmp_path / "c", *given, "posterior.examples=4")
@@ -200,7 +203,7 @@ REFUSED = [
         "guidance.fresh=true draws anew .* ProbabilityFlow .*use a solver of fixed steps",
     ),
     ("inpaint", ["guidance=dps", "posterior.noise_std=0"], "guidance: noise_std must be positive"),
-    ("inpaint", ["posterior.first=358", "posterior.examples=5"], "need 363 examples, found 360 in the test split"),
+    ("inpaint", ["posterior.first=298", "posterior.examples=5"], "need 303 examples, found 300 in the test split"),
     ("inpaint", ["condition.size=9"], "condition: expected a size of the hidden box from 1 to"),
     ("inpaint", ["condition=mask_file", "condition.path=nowhere.npy"], "path=nowhere.npy: .*found no file"),
     (
@@ -247,7 +250,7 @@ def test_a_mask_is_read_from_a_file_of_numbers_alone(tmp_path):
             mask_file((3, 4, 4), place)
     for content in (b"", b"no array", b"\x93NUMPY\x01\x00"):
         (tmp_path / "mask.npy").write_bytes(content)
-        with pytest.raises(ConfigError, match="expected a .npy file of a mask"):
+        with pytest.raises(ConfigError, match=r"expected a \.npy file of a mask"):
             mask_file((3, 4, 4), place)
 
 
