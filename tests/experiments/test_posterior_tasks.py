@@ -33,6 +33,11 @@ def run(task, folder, *overrides):
     return json.loads((folder / "summary.json").read_text())
 
 
+def saved(folder, name="posterior.npz"):
+    with np.load(folder / "samples" / name) as file:
+        return dict(file)
+
+
 def gaussian():
     factor = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [-0.3, 0.4, 0.6]]).double()
     return {
@@ -116,7 +121,7 @@ def test_every_sample_is_of_its_own_observation_and_of_the_exact_posterior(tmp_p
     assert found["nfe"] == found["passes_back"] == 25 and found["values_judged"] == 1
     misfit, exact = found["misfit_of_the_samples"], found["distance_to_the_exact_mean"]
     assert abs(misfit["value"] - 0.05) < 0.01 and exact["value"] < 2 * exact["expected"] < 0.2
-    arrays = np.load(tmp_path / "a" / "samples" / "posterior.npz")
+    arrays = saved(tmp_path / "a")
     assert arrays["samples"].shape == (4, 40, 2) and arrays["mean"].shape == arrays["std"].shape == (4, 2)
     assert np.abs(arrays["samples"][:, :, 0] - arrays["truth"][:, None, 0]).max() < 0.35
     assert (tmp_path / "a" / "figures" / "posterior.png").is_file()
@@ -133,7 +138,7 @@ def test_an_example_is_the_same_whichever_is_the_first_and_however_many_are_draw
         run("inpaint", tmp_path / "a", *given, "posterior.examples=4", "compare.batch_size=3")
         run("inpaint", tmp_path / "b", *given, "posterior.examples=2", "posterior.first=2")
         run("inpaint", tmp_path / "c", *given, "posterior.examples=4")
-    a, b, c = (np.load(tmp_path / name / "samples" / "posterior.npz") for name in "abc")
+    a, b, c = (saved(tmp_path / name) for name in "abc")
     for name in ("truth", "observation"):
         assert np.array_equal(a[name][2:], b[name]), name
     assert not np.array_equal(a["truth"][0], a["truth"][1])
@@ -144,7 +149,7 @@ def test_an_example_is_the_same_whichever_is_the_first_and_however_many_are_draw
 def test_replacement_ends_at_what_is_known(tmp_path):
     given = ("guidance=replacement", "posterior.noise_std=0", "condition=half", "solver.steps=20")
     run("inpaint", tmp_path / "a", *PLANE, *FEW, *given)
-    arrays = np.load(tmp_path / "a" / "samples" / "posterior.npz")
+    arrays = saved(tmp_path / "a")
     assert np.abs(arrays["samples"][..., 0] - arrays["truth"][:, None, 0]).max() < 0.02
     assert np.abs(arrays["samples"][..., 1] - arrays["truth"][:, None, 1]).max() > 0.1
 
@@ -174,7 +179,7 @@ def test_every_sample_is_of_its_own_class(tmp_path, monkeypatch, guidance):
     found = run("conditional", tmp_path / "a", *given)["conditional"]
     assert found["labels"] == [7, 1, 4] and found["agreement"] == 1 and found["samples_per_class"] == 3
     assert found["accuracy_of_the_classifier"] == 0.9 and (found["passes_back"] == 0)
-    arrays = np.load(tmp_path / "a" / "samples" / "conditional.npz")
+    arrays = saved(tmp_path / "a", "conditional.npz")
     assert arrays["samples"].shape == (3, 3, 1, 8, 8) and (arrays["predicted"] == [[7], [1], [4]]).all()
     assert (tmp_path / "a" / "figures" / "conditional.png").is_file()
 
