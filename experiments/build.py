@@ -18,16 +18,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 OWN = ("sde", "models", "solvers", "experiments")
-_TASKS = ("tasks", "likelihood_tasks", "classify_task", "checkpoint_tasks", "figure_tasks", "report_task")
+_TASKS = (
+    *("tasks", "likelihood_tasks", "classify_task", "checkpoint_tasks", "figure_tasks", "posterior_tasks"),
+    "report_task",
+)
 _PARTS = (
-    "data",
-    "dequantizers",
-    "distances",
-    "features",
-    "known",
-    "loggers",
-    "neighbours",
-    "observing",
+    *("conditions", "data", "dequantizers", "distances", "features", "known", "loggers", "neighbours", "observing"),
     "problem",
     *_TASKS,
 )

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from experiments.collection import StoredRun
 
 T = TypeVar("T")
-OF_TRAINING = ("solver", "compare", "likelihood", "ood", "interpolate", "under", "checkpoint")
-OF_LIKELIHOOD = ("solver", "compare", "ood", "interpolate")
-OF_SAMPLERS = ("likelihood", "ood", "interpolate")
+_OF_POSTERIORS = ("condition", "guidance", "posterior")
+OF_TRAINING = ("solver", "compare", "likelihood", "ood", "interpolate", *_OF_POSTERIORS, "under", "checkpoint")
+OF_LIKELIHOOD = ("solver", "compare", "ood", "interpolate", *_OF_POSTERIORS)
+OF_SAMPLERS = ("likelihood", "ood", "interpolate", *_OF_POSTERIORS)
 """Parts of the configuration that have no say in a loss, a likelihood, or a row of a comparison."""
 SOLVERS = ("solver", "compare.solvers")  # which a row of a comparison says itself
 _FREE = tuple(f"compare.{name}" for name in ("names", "budgets", "solvers", "seeds", "batch_size", "samples"))

@@ -5,7 +5,7 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from experiments import comparison, likelihood_tasks, training
+from experiments import comparison, likelihood_tasks, posterior_tasks, training
 from experiments.build import NOT_NEGATIVE, POSITIVE, Limit, build, require_all, require_limits, trust
 from experiments.problem import TRAINED_ON
 from experiments.records import build_logger
@@ -31,6 +31,7 @@ def preflight(config: DictConfig, command_line: Iterable[str]) -> None:
             partial(likelihood_tasks.check_settings, config.likelihood),
             partial(comparison.check, config.compare),
             partial(require_limits, "interpolate.", config.interpolate, _INTERPOLATE),
+            partial(posterior_tasks.check_settings, config.posterior),
             partial(build_logger, config),
             *parts,
             *(partial(comparison.build_solver, config, name) for name in config.compare.names),

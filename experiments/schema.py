@@ -75,6 +75,17 @@ class Interpolate:
 
 
 @dataclass
+class Posterior:
+    noise_std: float = 0.05
+    examples: int = 4
+    first: int = 0
+    samples: int = 8
+    split: str = "test"
+    labels: list[int] | None = None
+    classifier_path: str | None = None
+
+
+@dataclass
 class Compare:
     samples: int = MISSING
     seeds: int = MISSING
@@ -105,6 +116,9 @@ class Config:
     compare: Compare = field(default_factory=Compare)
     ood: OutOfDistribution = field(default_factory=OutOfDistribution)
     interpolate: Interpolate = field(default_factory=Interpolate)
+    condition: Any = None
+    guidance: Any = None
+    posterior: Posterior = field(default_factory=Posterior)
     dequantization: str = "uniform"
     observe: Any = None
     observe_noise_std: float = 0.05

@@ -58,6 +58,12 @@ BAD = [
     ("compare.names", ["ddmi"], "no solver 'ddmi'; choose from"),
     ("compare.solvers.ddim.eta", -1.0, "compare.solvers.ddim"),
     ("interpolate.pairs", 0, POSITIVE),
+    ("posterior.noise_std", -0.1, NOT_NEGATIVE),
+    ("posterior.examples", 0, POSITIVE),
+    ("posterior.examples", -3, POSITIVE),
+    ("posterior.first", -1, NOT_NEGATIVE),
+    ("posterior.samples", 1, "must be at least 2"),
+    ("posterior.split", "tset", "must be one of train, validation, test"),
     ("interpolate.points", 1, "must be at least 2"),
 ]
 
