@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from models.guidance import Steered, denoised, finite, positive
-from models.operators import LinearOperator
-from sde import Prediction, ScoreModel
+from models.operators import PROBES, LinearOperator
+from sde import Noise, Prediction, ScoreModel
 from sde.base import expand, require_count
 
 Back = Callable[[Tensor], Tensor]
@@ -183,8 +183,8 @@ class MMPS(LinearPosterior):
     s_y^2 I has different eigenvalues, at most the number of values of y, and far fewer to be near. For other data it is
     biased where p(x_0 | x_t) is far from Gaussian, most along the flow: on a mixture in 16 dimensions seen through a
     mask with s_y = .3 the mean is .15 posterior standard deviations off along it, and .07 along the reverse SDE, with
-    two iterations; where modes are hard to tell, .4 and more (python benchmarks/posterior.py). With a ``Mask``, give
-    the observation as 0 where it hides the data: other numbers there take one more iteration.
+    two iterations; where modes are hard to tell, .4 and more (python benchmarks/posterior.py). What is
+    observed where a ``Mask`` hides the data is not read.
     """
 
     def __init__(
@@ -213,7 +213,10 @@ class MMPS(LinearPosterior):
 
 
 def observation_rows(observation: Tensor, operator: LinearOperator) -> Tensor:
-    """An observation of the shape ``operator.observed``, or one for each sample, as rows ``(1 or N, *observed)``."""
+    """An observation of the shape ``operator.observed``, or one for each sample, as rows ``(1 or N, *observed)``.
+
+    They are 0 where A writes nothing.
+    """
     wanted, found = tuple(operator.observed), tuple(observation.shape)
     if wanted not in (found, found[1:]) or not observation.is_floating_point() or not observation.isfinite().all():
         shape = ", ".join(map(str, wanted))
@@ -222,7 +225,14 @@ def observation_rows(observation: Tensor, operator: LinearOperator) -> Tensor:
             f"gives for data of shape {operator.shape}, found {observation.dtype} of shape {found}; build the operator "
             "for your data, or give what it observes"
         )
-    return observation[None] if found == wanted else observation
+    rows = observation[None] if found == wanted else observation
+    return torch.where(_written(operator, rows), rows, 0)
+
+
+def _written(operator: LinearOperator, like: Tensor) -> Tensor:
+    """Where y can be other than 0. Elsewhere, as where a mask hides, no x explains it, and without noise conjugate
+    gradients would go after it without end."""
+    return operator(Noise(0).normal((1, *operator.shape), PROBES, like.device, like.dtype)) != 0
 
 
 def _noise_std(value: float | Tensor, operator: LinearOperator, takes_zero: bool) -> Tensor:
