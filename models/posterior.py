@@ -92,7 +92,7 @@ class LinearPosterior(Steered):
                 f"{type(operator).__name__}; Linear(function, shape) takes any linear function"
             )
         self.operator, self.scale = operator, finite("scale", scale)
-        self.keep_rows("observation", observation_rows(observation, operator))
+        self.keep_rows("observation", _explained(observation_rows(observation, operator), operator))
         self.register_buffer("noise_std", _noise_std(noise_std, operator, self.takes_zero))
 
     @property
@@ -213,10 +213,7 @@ class MMPS(LinearPosterior):
 
 
 def observation_rows(observation: Tensor, operator: LinearOperator) -> Tensor:
-    """An observation of the shape ``operator.observed``, or one for each sample, as rows ``(1 or N, *observed)``.
-
-    They are 0 where A writes nothing.
-    """
+    """An observation of the shape ``operator.observed``, or one for each sample, as rows ``(1 or N, *observed)``."""
     wanted, found = tuple(operator.observed), tuple(observation.shape)
     if wanted not in (found, found[1:]) or not observation.is_floating_point() or not observation.isfinite().all():
         shape = ", ".join(map(str, wanted))
@@ -225,14 +222,13 @@ def observation_rows(observation: Tensor, operator: LinearOperator) -> Tensor:
             f"gives for data of shape {operator.shape}, found {observation.dtype} of shape {found}; build the operator "
             "for your data, or give what it observes"
         )
-    rows = observation[None] if found == wanted else observation
-    return torch.where(_written(operator, rows), rows, 0)
+    return observation[None] if found == wanted else observation
 
 
-def _written(operator: LinearOperator, like: Tensor) -> Tensor:
-    """Where y can be other than 0. Elsewhere, as where a mask hides, no x explains it, and without noise conjugate
-    gradients would go after it without end."""
-    return operator(Noise(0).normal((1, *operator.shape), PROBES, like.device, like.dtype)) != 0
+def _explained(rows: Tensor, operator: LinearOperator) -> Tensor:
+    """``rows``, but 0 where A writes nothing: without noise conjugate gradients would go after that without end."""
+    probe = Noise(0).normal((1, *operator.shape), PROBES, rows.device, rows.dtype)
+    return torch.where(operator(probe) != 0, rows, 0)
 
 
 def _noise_std(value: float | Tensor, operator: LinearOperator, takes_zero: bool) -> Tensor:
