@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from models.guidance import Steered, denoised, finite, positive
-from models.operators import LinearOperator
-from sde import Prediction, ScoreModel
+from models.operators import PROBES, LinearOperator
+from sde import Noise, Prediction, ScoreModel
 from sde.base import expand, require_count
 
 Back = Callable[[Tensor], Tensor]
@@ -92,7 +92,7 @@ class LinearPosterior(Steered):
                 f"{type(operator).__name__}; Linear(function, shape) takes any linear function"
             )
         self.operator, self.scale = operator, finite("scale", scale)
-        self.keep_rows("observation", observation_rows(observation, operator))
+        self.keep_rows("observation", _explained(observation_rows(observation, operator), operator))
         self.register_buffer("noise_std", _noise_std(noise_std, operator, self.takes_zero))
 
     @property
@@ -183,8 +183,8 @@ class MMPS(LinearPosterior):
     s_y^2 I has different eigenvalues, at most the number of values of y, and far fewer to be near. For other data it is
     biased where p(x_0 | x_t) is far from Gaussian, most along the flow: on a mixture in 16 dimensions seen through a
     mask with s_y = .3 the mean is .15 posterior standard deviations off along it, and .07 along the reverse SDE, with
-    two iterations; where modes are hard to tell, .4 and more (python benchmarks/posterior.py). With a ``Mask``, give
-    the observation as 0 where it hides the data: other numbers there take one more iteration.
+    two iterations; where modes are hard to tell, .4 and more (python benchmarks/posterior.py). What is
+    observed where a ``Mask`` hides the data is not read.
     """
 
     def __init__(
@@ -223,6 +223,12 @@ def observation_rows(observation: Tensor, operator: LinearOperator) -> Tensor:
             "for your data, or give what it observes"
         )
     return observation[None] if found == wanted else observation
+
+
+def _explained(rows: Tensor, operator: LinearOperator) -> Tensor:
+    """``rows``, but 0 where A writes nothing: without noise conjugate gradients would go after that without end."""
+    probe = Noise(0).normal((1, *operator.shape), PROBES, rows.device, rows.dtype)
+    return torch.where(operator(probe) != 0, rows, 0)
 
 
 def _noise_std(value: float | Tensor, operator: LinearOperator, takes_zero: bool) -> Tensor:

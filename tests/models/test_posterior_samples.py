@@ -109,6 +109,17 @@ def test_samples_of_moment_matching_are_the_posterior_whatever_is_observed(sde, 
     assert is_exact(found), found
 
 
+@pytest.mark.parametrize("kind", [MMPS, PiGDM])
+@pytest.mark.parametrize("noise_std", [0.0, 0.2])
+def test_what_is_observed_where_a_mask_hides_is_not_read(kind, noise_std):
+    """A whole picture as the observation: no x explains its hidden half, which iterations would go after."""
+    model, operator = image(VP()), OPERATORS["mask"]
+    whole = model.sample(1, seed=2).reshape(1, *IMAGE)
+    x, t = model.sample(2, seed=3).reshape(2, *IMAGE), torch.tensor(0.3, dtype=torch.float64)
+    found, true = (kind(model, operator, y, noise_std, iterations=12)(x, t) for y in (whole, operator(whole)))
+    assert torch.equal(found.x0, true.x0) and found.x0.abs().max() < 10
+
+
 @pytest.mark.parametrize("sde", SDES, ids=str)
 def test_samples_of_pigdm_are_the_posterior_of_isotropic_data_alone(sde):
     one = torch.ones(1, dtype=torch.float64)
