@@ -14,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from experiments.build import ConfigError, build
+from experiments.observing import observed_model
 from models import LinearOperator, Mask
 from sde import VP, Prediction, ScoreModel
 from solvers import Solver
 
 ON_DATA, ON_CLASSES = ("operator", "known"), ("label",)
 """Of which a guidance must take one, to be led by an observation or by a class at all."""
-_CHOICES = {"mask": "mmps, pigdm, dps or replacement", "operator": "mmps, pigdm or dps"}
+_CHOICES = {"mask": "mmps, pigdm, dps, learned or replacement", "operator": "mmps, pigdm, dps or learned"}
 _OF_CLASSES = "classifier_free, classifier or conditioned"
 
 
@@ -62,7 +63,8 @@ class Guidance:
         self._check(offered, leading)
         self._check_noise(noise_std)
         self._check_solver(solver)
-        self(_Rehearsal(VP()))
+        if not self.learned:  # which asks the network what it was trained for
+            self(_Rehearsal(VP()))
 
     def __call__(self, model: ScoreModel, **more: Any) -> ScoreModel:
         """``model`` guided; ``more`` in place of what was offered under these names."""
@@ -70,6 +72,11 @@ class Guidance:
             return self.make(model=model, **self.given | more)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"guidance: {error}") from error
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is for a network that learned to be told observations."""
+        return self.make.func is observed_model
 
     @property
     def takes_log_prob(self) -> bool:

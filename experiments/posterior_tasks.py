@@ -129,7 +129,7 @@ def _observed(config: DictConfig, run: Run, task: str) -> None:
     rows = observation.repeat_interleave(settings.samples, dim=0)
     offered = offered_by(operator, rows, settings.noise_std)
     guidance = Guidance(config.guidance, offered, ON_DATA, task, solver, settings.noise_std)
-    model = load_model(session)
+    model = load_model(session, observed=guidance.learned)
     out = _drawn(session, solver, guidance(model), len(rows))
     samples, average = out.x.unflatten(0, (len(truth), -1)), session.problem.x(data.train).double().mean(dim=0)
     operator = operator.cpu()  # with the model it went to its device
