@@ -26,42 +26,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from models.conjugate_gradients import conjugate_gradients
 from models.guidance import Steered, denoised, finite, positive
 from models.operators import PROBES, LinearOperator
 from sde import Noise, Prediction, ScoreModel
-from sde.base import expand, require_count
+from sde.base import require_count
 
 Back = Callable[[Tensor], Tensor]
-
-
-def conjugate_gradients(
-    apply: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """u with M u = ``target``, sample by sample, ``(B, ...)``, and W u, for ``apply(p)`` = (M p, W p), M positive.
-
-    A sample whose residual is gone, or whose M proves not to be positive, stays as it is.
-    """
-    u, residual, direction, combined = torch.zeros_like(target), target, target, None
-    squares = first = _dot(residual, residual)
-    for _ in range(iterations):
-        product, by_product = apply(direction)
-        curvature = _dot(direction, product)
-        goes_on = (squares > _GONE * first) & (curvature > 0)
-        step = expand(torch.where(goes_on, squares / torch.where(goes_on, curvature, 1), 0), target)
-        u, residual = u + step * direction, residual - step * product
-        share = expand(step.reshape(-1), by_product) * by_product
-        combined = share if combined is None else combined + share
-        found = _dot(residual, residual)
-        ratio = torch.where(goes_on, found / torch.where(goes_on, squares, 1), 0)
-        direction, squares = residual + expand(ratio, target) * direction, torch.where(goes_on, found, 0)
-    return u, combined
-
-
-_GONE = 1e-24  # of the first residual's square
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1)
 
 
 class LinearPosterior(Steered):
@@ -173,7 +144,7 @@ class PiGDM(LinearPosterior):
         def apply(p: Tensor) -> tuple[Tensor, Tensor]:
             return variance * p + spread * self.operator(self.operator.adjoint(p)), p
 
-        return back(self.operator.adjoint(conjugate_gradients(apply, misfit, self.iterations)[0]))
+        return back(self.operator.adjoint(conjugate_gradients(apply, misfit, self.iterations, variance)[0]))
 
 
 class MMPS(LinearPosterior):
@@ -185,6 +156,10 @@ class MMPS(LinearPosterior):
     mask with s_y = .3 the mean is .15 posterior standard deviations off along it, and .07 along the reverse SDE, with
     two iterations; where modes are hard to tell, .4 and more (python benchmarks/posterior.py). What is
     observed where a ``Mask`` hides the data is not read.
+
+    A network's J is neither symmetric nor positive where noise is large. Iterations stop there at directions that C
+    can't have, which takes s_y > 0 to tell; and samplers with noise, such as ``SDEDPMSolver``, forget what is wrong
+    there, where the flow does not (docs/conditional.md has figures).
     """
 
     def __init__(
@@ -193,7 +168,7 @@ class MMPS(LinearPosterior):
         operator: LinearOperator,
         observation: Tensor,
         noise_std: float | Tensor,
-        iterations: int = 5,
+        iterations: int = 2,
         scale: float = 1.0,
     ):
         super().__init__(model, operator, observation, noise_std, scale)
@@ -209,7 +184,7 @@ class MMPS(LinearPosterior):
             spread = back(self.operator.adjoint(p))
             return variance * p + self.operator(spread), spread
 
-        return conjugate_gradients(apply, misfit, self.iterations)[1]
+        return conjugate_gradients(apply, misfit, self.iterations, variance)[1]
 
 
 def observation_rows(observation: Tensor, operator: LinearOperator) -> Tensor:

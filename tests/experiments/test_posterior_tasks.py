@@ -133,7 +133,7 @@ def test_an_example_is_the_same_whichever_is_the_first_and_however_many_are_draw
     given = ("data=digits", "net=exact", "condition=box", "solver.steps=2", "posterior.samples=2")
     model = GaussianMixture(torch.ones(1), torch.zeros(1, 64), torch.eye(64)[None], VP()).eval()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posterior_tasks, "load_model", lambda session: model)
+        patch.setattr(posterior_tasks, "load_model", lambda session, observed: model)
         patch.setattr(posterior_figures, "posterior_images", lambda found, path: path)
         run("inpaint", tmp_path / "a", *given, "posterior.examples=4", "compare.batch_size=3")
         run("inpaint", tmp_path / "b", *given, "posterior.examples=2", "posterior.first=2")
@@ -199,7 +199,7 @@ REFUSED = [
     (
         "inpaint",
         ["~guidance"],
-        "task=inpaint needs a guidance, found none; use guidance=mmps, pigdm, dps or replacement",
+        "task=inpaint needs a guidance, found none; use guidance=mmps, pigdm, dps, learned or replacement",
     ),
     ("inpaint", ["guidance=classifier_free"], "a condition by Mask: guidance=ClassifierFree needs label"),
     ("inpaint", ["guidance=conditioned"], "guidance=Conditioned takes no operator or known"),
