@@ -54,7 +54,16 @@ BOUNDS = {
 
 def test_every_system_is_tried():
     names = {path.stem for path in (Path(conf.__file__).parent / "experiment").glob("*.yaml")}
-    others = {"cifar10", "digits", "digits_conditional", "mixture2d", "mnist", "study_digits", "study_mnist"}
+    others = {
+        "cifar10",
+        "digits",
+        "digits_conditional",
+        "digits_deblur",
+        "mixture2d",
+        "mnist",
+        "study_digits",
+        "study_mnist",
+    }
     assert names == others | SYSTEMS.keys()
 
 
