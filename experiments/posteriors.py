@@ -65,14 +65,13 @@ class Posteriors:
     @cached_property
     def hidden(self) -> Tensor:
         """Values of x that no observation depends on, or all where there are none; bool ``(*shape)``."""
-        unseen = (self.operator.adjoint(self._seen[None].double()) == 0)[0]
+        unseen = (self.operator.adjoint(self._seen[None]) == 0)[0]
         return unseen if bool(unseen.any()) else torch.ones_like(unseen)
 
     @cached_property
     def _seen(self) -> Tensor:
-        """Random numbers where an observation depends on x, 0 where none does, as behind a mask; ``(*observed)``."""
-        some = torch.randn(1, *self.operator.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        return self.operator(some)[0]
+        """Random numbers where an observation depends on x, 0 where none does; ``(*observed)``."""
+        return self.operator.probe()
 
     @cached_property
     def misfit(self) -> Value:

@@ -125,20 +125,27 @@ class ClassifierFree(Blend):
 
 
 class Steered(Inside, Around):
-    """A model whose score is that of ``model`` plus a gradient; a subclass states ``steer``."""
+    """A model whose score is that of ``model`` plus ``scale`` times a gradient; a subclass states ``steer``."""
 
-    def __init__(self, model: ScoreModel):
+    def __init__(self, model: ScoreModel, scale: float = 1.0):
         super().__init__(model.sde)
-        self.model = model
+        self.model, self.scale = model, finite("scale", scale)
+        self.singular = self.singular and self.scale != 0  # with nothing to add it is the model, at the ends too
 
     def _predict(self, x: Tensor, t: Tensor, **condition) -> Prediction:
         alpha, sigma = (expand(c, x) for c in (self.sde.alpha(t), self.sde.sigma(t)))
         pair, shift = self.steer(x, t, alpha, sigma, **condition)
+        if self.scale == 0:
+            return pair
+        shift = self.scale * shift
         return Prediction(pair.x0 + shift, pair.eps - alpha / sigma * shift)
 
     @abstractmethod
     def steer(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **condition) -> tuple[Prediction, Tensor]:
-        """The pair of ``model``, and (sigma^2 / alpha) times the gradient to add to its score; shapes of ``x``."""
+        """The pair of ``model``, and (sigma^2 / alpha) times the gradient to add to its score; shapes of ``x``.
+
+        At ``scale`` 0 the gradient is not read, and need not be computed.
+        """
 
 
 class Classifier(Steered):
@@ -160,8 +167,8 @@ class Classifier(Steered):
         scale: float = 1.0,
         label: int | Tensor | None = None,
     ):
-        super().__init__(model)
-        self.log_prob, self.scale, self.labelled = log_prob, finite("scale", scale), label is not None
+        super().__init__(model, scale)
+        self.log_prob, self.labelled = log_prob, label is not None
         if self.labelled:
             self.keep_rows("label", label_rows(label, None))
             self.highest = int(self.label.max())
@@ -171,7 +178,7 @@ class Classifier(Steered):
         if self.scale == 0:
             return pair, torch.zeros_like(x)
         gradient = torch.func.grad(lambda at: self._log_prob(at, t).sum())(x)
-        return pair, self.scale * sigma.square() / alpha * gradient
+        return pair, sigma.square() / alpha * gradient
 
     def _log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """Of each sample, ``(B,)``."""
@@ -204,15 +211,15 @@ class Guided(Steered):
     """
 
     def __init__(self, model: ScoreModel, log_likelihood: Callable[[Tensor], Tensor], scale: float = 1.0):
-        super().__init__(model)
-        self.log_likelihood, self.scale = log_likelihood, finite("scale", scale)
+        super().__init__(model, scale)
+        self.log_likelihood = log_likelihood
 
     def steer(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **condition) -> tuple[Prediction, Tensor]:
         if self.scale == 0:
             return self.model(x, t, **condition), torch.zeros_like(x)
         pair, back = denoised(self.model, x, t, **condition)
         gradient = torch.func.grad(lambda x0: self._log_likelihood(x0).sum())(pair.x0)
-        return pair, self.scale * sigma.square() / alpha * back(gradient)
+        return pair, sigma.square() / alpha * back(gradient)
 
     def _log_likelihood(self, x0: Tensor) -> Tensor:
         found = self.log_likelihood(x0)

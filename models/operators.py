@@ -71,6 +71,10 @@ class LinearOperator(nn.Module, ABC):
         y = self(x)
         return y + noise_std * Noise(seed, first).normal(tuple(y.shape), NOISE, y.device, y.dtype)
 
+    def probe(self, device: torch.device | str | None = None) -> Tensor:
+        """A x of one x of random numbers, ``(*observed)`` in float64: 0 where A writes nothing, as behind a mask."""
+        return self(Noise(0).normal((1, *self.shape), PROBES, device, torch.float64))[0]
+
     def extra_repr(self) -> str:
         told = (f"{name}={value!r}" for name, value in self._told.items() if value is not None)
         return ", ".join((f"{self.shape} -> {self.observed}", *told))

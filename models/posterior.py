@@ -17,7 +17,7 @@ is not Gaussian, and all three are approximations; benchmarks/posterior.py measu
 
 The inverse is never formed: conjugate gradients need A, A^T and C alone. For MMPS each of their iterations is one pass
 back through the model, whose product sigma^2 / alpha J^T A^T p is kept: their sum is the gradient, so that K iterations
-take one call and K passes back in all. J is symmetric for exact models, and nearly so for good networks.
+take one call and K passes back in all. J is symmetric and positive for exact models; of networks see ``MMPS``.
 """
 
 from abc import abstractmethod
@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from models.conjugate_gradients import conjugate_gradients
-from models.guidance import Steered, denoised, finite, positive
-from models.operators import PROBES, LinearOperator
-from sde import Noise, Prediction, ScoreModel
+from models.guidance import Steered, denoised, positive
+from models.operators import LinearOperator
+from sde import Prediction, ScoreModel
 from sde.base import require_count
 
 Back = Callable[[Tensor], Tensor]
@@ -56,13 +56,13 @@ class LinearPosterior(Steered):
         noise_std: float | Tensor,
         scale: float = 1.0,
     ):
-        super().__init__(model)
+        super().__init__(model, scale)
         if not isinstance(operator, LinearOperator):
             raise TypeError(
                 f"{type(self).__name__}: operator must be a LinearOperator such as Mask(mask), found "
                 f"{type(operator).__name__}; Linear(function, shape) takes any linear function"
             )
-        self.operator, self.scale = operator, finite("scale", scale)
+        self.operator = operator
         self.keep_rows("observation", _explained(observation_rows(observation, operator), operator))
         self.register_buffer("noise_std", _noise_std(noise_std, operator, self.takes_zero))
 
@@ -80,7 +80,7 @@ class LinearPosterior(Steered):
         pair, back = denoised(self.model, x, t, **condition)
         misfit = self.rows("observation", x).to(x) - self.operator(pair.x0)
         widened = self.noise_std.to(x).square()
-        return pair, self.scale * self.shift(misfit, widened, lambda u: sigma.square() / alpha * back(u), alpha, sigma)
+        return pair, self.shift(misfit, widened, lambda u: sigma.square() / alpha * back(u), alpha, sigma)
 
     @abstractmethod
     def shift(self, misfit: Tensor, variance: Tensor, back: Back, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -202,8 +202,7 @@ def observation_rows(observation: Tensor, operator: LinearOperator) -> Tensor:
 
 def _explained(rows: Tensor, operator: LinearOperator) -> Tensor:
     """``rows``, but 0 where A writes nothing: without noise conjugate gradients would go after that without end."""
-    probe = Noise(0).normal((1, *operator.shape), PROBES, rows.device, rows.dtype)
-    return torch.where(operator(probe) != 0, rows, 0)
+    return torch.where(operator.probe(rows.device) != 0, rows, 0)
 
 
 def _noise_std(value: float | Tensor, operator: LinearOperator, takes_zero: bool) -> Tensor:

@@ -1896,8 +1896,8 @@ MUTANTS = [
     Mutant(
         "a classifier's gradient without alpha",
         "models/guidance.py",
-        "return pair, self.scale * sigma.square() / alpha * gradient",
-        "return pair, self.scale * sigma.square() * gradient",
+        "return pair, sigma.square() / alpha * gradient",
+        "return pair, sigma.square() * gradient",
         GUIDANCE,
     ),
     Mutant(
@@ -2146,6 +2146,13 @@ MUTANTS = [
         "observing.refuse_observed(about, path)",
         "observing.refuse_observed(None, path)",
         ("tests/experiments/test_observing.py",),
+    ),
+    Mutant(
+        "a scale of 0 that leaves the model at singular ends",
+        "models/guidance.py",
+        "self.singular = self.singular and self.scale != 0",
+        "self.singular = self.singular",
+        GUIDANCE,
     ),
 ]
 

@@ -78,17 +78,18 @@ def test_singular_ends_are_finite(wrap):
         assert torch.isfinite(pair.x0).all() and torch.isfinite(pair.eps).all(), t
 
 
-def network(classes=3):
+def network(classes=3, sde=None):
     torch.manual_seed(4)
     net = MLP(shape=(2,), width=16, depth=2, classes=classes)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return ScoreNetwork(net, VP(), parametrization="v")
+    return ScoreNetwork(net, sde or VP(), parametrization="v")
 
 
+@pytest.mark.parametrize("sde", [VP(), RectifiedFlow()], ids=str)
 @pytest.mark.parametrize("solver", [DDIM(steps=4), EulerMaruyama(steps=4), Heun(steps=3)], ids=str)
-def test_scale_0_and_1_are_the_models_themselves_bit_for_bit(solver):
-    model, noise = network(), torch.randn(5, 2)
+def test_scale_0_and_1_are_the_models_themselves_bit_for_bit(solver, sde):
+    model, noise = network(sde=sde), torch.randn(5, 2)
     plain, told = (solver(m, x_T=noise) for m in (model, Conditioned(model, 2)))
     assert not torch.equal(plain.x, told.x)
     for scale, expected in ((0, plain), (1, told)):
