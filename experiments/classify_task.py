@@ -21,7 +21,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-import models
 from experiments import likelihood_figures
 from experiments.build import ConfigError
 from experiments.classes import number_of, only_with_class
@@ -30,6 +29,7 @@ from experiments.likelihood_tasks import check_settings, prepared
 from experiments.run import Run, write_columns
 from experiments.session import Session, load_model
 from experiments.table_cells import table
+from models import Conditioned
 from sde import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def classified(session: Session, model: ScoreModel, estimator: Estimator, classe
     """The likelihoods of the configured split's examples for every class, and without one where that was trained."""
     settings, data = session.config.likelihood, session.problem.data
     values = getattr(data, settings.split)[: settings.samples]
-    given = [models.Conditioned(model, label=c) for c in range(classes)]
+    given = [Conditioned(model, label=c) for c in range(classes)]
     given += [] if only_with_class(session.trained) else [model]
     log.info("%d likelihoods of each of %d examples", len(given), len(values))
     # The same numbers of the examples, and so the same draws and probes.

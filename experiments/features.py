@@ -138,8 +138,6 @@ class Trained:
             raise ConfigError(f"features=trained learns the classes of the data, and {name} has none; {cure}")
         if min(self.steps, self.size) < 1:
             raise ConfigError(f"steps and size must be positive, found {self.steps} and {self.size}")
-        if self._file and not self._file.parent.is_dir():
-            raise ConfigError(f"path={self.path}: there is no folder {self._file.parent}; make it")
         if self._file and self._file.exists():
             _ = self.classifier
 
@@ -171,7 +169,7 @@ class Trained:
 
     @property
     def _file(self) -> Path | None:
-        return Path(self.path).expanduser() if self.path else None
+        return stored.place(self.path)
 
     @property
     def _classes(self) -> Tensor:

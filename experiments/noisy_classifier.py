@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from experiments import stored
-from experiments.build import ConfigError
 from experiments.classes import number_of
 from experiments.problem import Problem
 from experiments.processes import current
 from models import ClassifierNet, NoisyClassifier, noisy_cross_entropy
+from models.objective import noise_like
 from sde import GaussianSDE
 from sde.base import require_count
 
@@ -52,10 +51,8 @@ def trained_classifier(
 
     Raises ``ConfigError`` for data without classes, ``CheckpointError`` for a file of other data or another recipe.
     """
-    classes, file = number_of(problem.data, "a classifier"), Path(path).expanduser() if path else None
+    classes, file = number_of(problem.data, "a classifier"), stored.place(path)
     require_count(steps, "trained_classifier: steps")
-    if file and not file.parent.is_dir():
-        raise ConfigError(f"path={path}: there is no folder {file.parent}; make it")
     about = {"steps": steps, "width": width, "seed": seed, "sde": str(sde)} | stored.described(problem)
     # It may be asked for where samples are drawn, without gradients.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -98,12 +95,8 @@ def accuracy_by_level(
     x0, labels = problem.x(getattr(data, split), generator).float(), data.labels[split]
     found = []
     for log_snr in torch.linspace(high, low, levels):
-        x = classifier.sde.perturb(x0, t := classifier.sde.time(log_snr), _noise(x0, generator))
+        x = classifier.sde.perturb(x0, t := classifier.sde.time(log_snr), noise_like(x0, generator))
         right = torch.cat([classifier(part, t).argmax(dim=1) for part in x.split(_EVALUATED)]) == labels
         p = right.double().mean().item()
         found.append(Accuracy(log_snr.item(), p, (p * (1 - p) / len(right)) ** 0.5))
     return found
-
-
-def _noise(x0: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(x0.shape, generator=generator)

@@ -12,6 +12,7 @@ from torch import nn
 
 from experiments import archive
 from experiments.archive import CheckpointError
+from experiments.build import ConfigError
 from experiments.problem import Problem
 
 
@@ -21,6 +22,14 @@ def described(problem: Problem) -> dict[str, Any]:
     for values in (data.train, data.labels["train"]):
         digest.update(values.contiguous().numpy().tobytes())
     return {"data": data.name, "dequantization": problem.trained_on, "examples": digest.hexdigest()}
+
+
+def place(path: str | Path | None) -> Path | None:
+    """The file at ``path``, None for none. Raises ``ConfigError`` where its folder is missing."""
+    file = Path(path).expanduser() if path else None
+    if file and not file.parent.is_dir():
+        raise ConfigError(f"path={path}: there is no folder {file.parent}; make it")
+    return file
 
 
 def keep(file: Path, network: nn.Module, about: dict[str, Any]) -> None:

@@ -143,10 +143,8 @@ class _Loop:
         labels = classes.labels(config, problem.data, "train")
         self.state = State(self.stepper, problem.data.train, self.group, labels)
         held_out = torch.Generator().manual_seed(config.seed)
-        self.observing, x = (
-            observing.Observing(config, problem),
-            problem.x(problem.data.validation[:_HELD_OUT], held_out),
-        )
+        self.observing = observing.Observing(config, problem)
+        x = problem.x(problem.data.validation[:_HELD_OUT], held_out)
         observed = {name: y.to(device) for name, y in self.observing(x, held_out).items()}
         self.validation, self.told = x.to(device), classes.held_out(config, problem.data, _HELD_OUT, device) | observed
         self.about = checkpoint.about(config, observing.convention(config, problem))

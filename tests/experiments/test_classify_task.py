@@ -11,7 +11,6 @@ import torch
 from configurations import configuration
 from omegaconf import OmegaConf
 
-import models
 from experiments import classify_task, session, training
 from experiments.build import ConfigError
 from experiments.classify_task import Classified, classified, classify
@@ -30,20 +29,6 @@ CPU = torch.device("cpu")
 MEANS, STD, SHARES = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.5]]), 0.7, (0.2, 0.3, 0.5)
 NET = ("net=mlp", "net.width=16", "net.depth=1", "data=mixture2d", "parametrization=noise", "train.steps=3", "seed=3")
 QUICK = ("likelihood.method=rk4", "likelihood.steps=6", "likelihood.samples=12", "likelihood.batch_size=5")
-
-
-class Conditioned(ScoreModel):
-    def __init__(self, model, label):
-        super().__init__(model.sde)
-        self.model, self.label = model, label
-
-    def forward(self, x, t, **condition):
-        return self.model(x, t, class_label=torch.full((len(x),), self.label), **condition)
-
-
-@pytest.fixture(autouse=True)
-def conditioned(monkeypatch):
-    monkeypatch.setattr(models, "Conditioned", getattr(models, "Conditioned", Conditioned), raising=False)
 
 
 class ExactClasses(ScoreModel):
